@@ -1,0 +1,1 @@
+"""rtg_agents: who speaks. Policies, generation backends, model files, populations."""

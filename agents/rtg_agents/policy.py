@@ -1,0 +1,203 @@
+"""The two seams of this package: who speaks (`Policy`) and what computes it (`Backend`).
+
+A custom agent is one class with one method:
+
+    class Echo:
+        name = "echo"
+        def act(self, observations, seeds):
+            return [Action(text=observation.messages[-1][1]) for observation in observations]
+
+Randomness is passed in: one seed per observation, and nothing else, decides what is sampled, so that a dialogue does
+not depend on what it is batched with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
+
+from rtg_env.errors import ConfigError, PolicyError
+from rtg_env.types import Action, FinishReason, Observation
+
+BASE: Final = "base"
+"""Version name of the base model without any adapter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How a model draws a sentence. The distribution is never truncated (no top-p, no top-k)."""
+
+    temperature: float = 1.0
+    """Logits are divided by it; above 0. Log-probabilities are reported at this temperature."""
+
+    max_new_tokens: int = 32
+    """Longest sentence in tokens, the end-of-turn id included; at least 1."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their range."""
+        if not 0.0 < self.temperature < float("inf"):
+            raise ConfigError(f"temperature must be finite and > 0, got {self.temperature!r}")
+        if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be a whole number >= 1, got {self.max_new_tokens!r}")
+
+
+class ChatMessage(NamedTuple):
+    """One message of a prompt. Its content is data: it can never become a control token."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sentence to be generated."""
+
+    policy: str
+    """Version name of the policy, `base` for the base model."""
+
+    messages: tuple[ChatMessage, ...]
+    """The prompt, from this policy's point of view."""
+
+    sampling: Sampling
+    """How to draw."""
+
+    seed: int
+    """Decides, together with the above, what is drawn; in [0, 2**63)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """One generated sentence."""
+
+    text: str
+    """Decoded, without control tokens."""
+
+    prompt_ids: tuple[int, ...]
+    """What the model read."""
+
+    token_ids: tuple[int, ...]
+    """What it sampled, the end id included if it was sampled."""
+
+    logps: tuple[float, ...]
+    """Log-probability of each sampled id."""
+
+    finish_reason: FinishReason
+    """Why it ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A sentence whose log-probability is asked for."""
+
+    policy: str
+    """Version under which to score."""
+
+    prompt_ids: tuple[int, ...]
+    """What was read."""
+
+    token_ids: tuple[int, ...]
+    """What was said; at least one id."""
+
+    temperature: float
+    """The temperature it was, or would be, sampled at."""
+
+
+class Backend(Protocol):
+    """Computes sentences and log-probabilities for many policies in one call."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """One completion per request, in order; results do not depend on how requests are batched."""
+        ...
+
+    def score(self, sentences: Sequence[Scored]) -> list[tuple[float, ...]]:
+        """Log-probability of each token of each sentence."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Turns observations into sentences."""
+
+    @property
+    def name(self) -> str:
+        """Version name, stored with every action."""
+        ...
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
+        """One action per observation, in order.
+
+        Args:
+            observations: Any number of dialogues, each at its own turn.
+            seeds: One per observation; all the randomness a policy may use.
+        """
+        ...
+
+
+Prompting = Callable[[Observation], tuple[ChatMessage, ...]]
+"""From what an agent sees to what its model reads (`rtg_agents.prompting`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendPolicy:
+    """A policy whose sentences a backend computes.
+
+    `requests` and `finish` let a rollout merge the requests of all policies on one backend into one call;
+    `act` is the two of them in a row.
+    """
+
+    name: str
+    """Version name in transcripts and populations."""
+
+    backend: Backend
+    """Where the model is."""
+
+    adapter: str
+    """Version name at the backend; `base` for no adapter."""
+
+    prompting: Prompting
+    """How observations become prompts."""
+
+    sampling: Sampling
+    """How to draw."""
+
+    def requests(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Request]:
+        """What to ask the backend, one request per observation."""
+        return [
+            Request(policy=self.adapter, messages=self.prompting(observation), sampling=self.sampling, seed=seed)
+            for observation, seed in zip(observations, seeds, strict=True)
+        ]
+
+    def finish(self, completions: Sequence[Completion]) -> list[Action]:
+        """From what the backend computed to actions."""
+        return [
+            Action(
+                text=completion.text,
+                policy=self.name,
+                prompt_ids=completion.prompt_ids,
+                token_ids=completion.token_ids,
+                logps=completion.logps,
+                temperature=self.sampling.temperature,
+                finish_reason=completion.finish_reason,
+            )
+            for completion in completions
+        ]
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
+        """Generate one sentence per observation."""
+        return self.finish(self.backend.generate(self.requests(observations, seeds)))
+
+
+def checked_actions(policy: Policy, actions: object, expected: int) -> list[Action]:
+    """What a policy returned, if it kept its contract.
+
+    Raises:
+        PolicyError: If it is not a list of that many actions with text.
+    """
+    if not isinstance(actions, list) or len(actions) != expected:
+        size = f"{len(actions)} items" if isinstance(actions, list | tuple) else type(actions).__name__
+        raise PolicyError(f"expected policy {policy.name} to return a list of {expected} actions, got {size}")
+    for action in actions:
+        if not isinstance(action, Action) or not isinstance(action.text, str):
+            raise PolicyError(f"expected policy {policy.name} to return Action(text=..), got {type(action).__name__}")
+    return actions

@@ -1,0 +1,195 @@
+"""The members of both sides: append-only, each with its lineage, on disk as PEFT folders.
+
+    population/red_03/adapter_model.safetensors, adapter_config.json, lineage.json
+
+A member never changes once it is added; a new best response is a new member under a new name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, cast
+
+from rtg_agents.policy import BASE, Backend, BackendPolicy, Policy, Sampling
+from rtg_agents.prompting import blue_view, red_view
+from rtg_agents.scripted import TemplatePolicy, plain_attacker
+from rtg_env.errors import PolicyError, RunError
+from rtg_env.types import Role
+
+MemberKind = Literal["base", "plain", "templates", "adapter"]
+_LINEAGE = "lineage.json"
+
+
+class AdapterBackend(Backend, Protocol):
+    """A backend that holds adapters, as `rtg_agents.hf.TorchBackend` does."""
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Names that requests may use."""
+        ...
+
+    def load_adapter(self, version: str, folder: Path) -> None:
+        """Add a saved adapter."""
+        ...
+
+    def save_adapter(self, version: str, folder: Path, *, extra: Mapping[str, str] | None = None) -> None:
+        """Write an adapter and extra text files, all or nothing."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One policy of one side."""
+
+    version: str
+    """Unique name, such as `red_03@v1`."""
+
+    role: Role
+    """Its side."""
+
+    kind: MemberKind
+    """What speaks: the base model, a script, or an adapter."""
+
+    label: str
+    """A few words for tables."""
+
+    lineage: Mapping[str, object] = field(default_factory=dict)
+    """How it came to be: iteration, the mixture it answers, settings."""
+
+    @property
+    def folder_name(self) -> str:
+        """Name of its folder."""
+        return self.version.split("@")[0]
+
+
+class Population:
+    """Members of both sides, in the order they were added.
+
+    Args:
+        folder: Where members live; created on the first `add`.
+        backend: Computes model members.
+        sampling: How each side's models draw.
+    """
+
+    def __init__(self, folder: Path, backend: AdapterBackend, sampling: Mapping[Role, Sampling]) -> None:
+        self._folder = folder
+        self.backend = backend
+        self.sampling = sampling
+        self._members: dict[str, Member] = {}
+        self._policies: dict[str, Policy] = {}
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._members.values())
+
+    def __getitem__(self, version: str) -> Member:
+        return self._members[version]
+
+    @property
+    def policies(self) -> Mapping[str, Policy]:
+        """Policy of every member, by version."""
+        return self._policies
+
+    def side(self, role: Role) -> tuple[Member, ...]:
+        """Members of one side, oldest first."""
+        return tuple(member for member in self if member.role == role)
+
+    def names(self, role: Role) -> tuple[str, ...]:
+        """Versions of one side, oldest first."""
+        return tuple(member.version for member in self.side(role))
+
+    def next_version(self, role: Role) -> str:
+        """Name for the next member of a side."""
+        return f"{role}_{len(self.side(role)):02d}@v1"
+
+    def model_policy(self, version: str, role: Role, adapter: str) -> BackendPolicy:
+        """A model policy of this population, whether a member or still in training."""
+        return BackendPolicy(
+            name=version,
+            backend=self.backend,
+            adapter=adapter,
+            prompting=red_view if role == "red" else blue_view,
+            sampling=self.sampling[role],
+        )
+
+    def add(self, member: Member) -> None:
+        """Freeze a member and write it to disk; an adapter must be known to the backend under its version.
+
+        Raises:
+            PolicyError: If the name is taken.
+            RunError: If the folder cannot be written.
+        """
+        if member.version in self._members:
+            raise PolicyError(f"expected a new version, {member.version} is a member already; members are never overwritten")
+        try:
+            self._write(member)
+        except OSError as error:
+            raise RunError(f"expected to write {member.version} into {self._folder}: {error}; free space and run again") from error
+        self._register(member)
+
+    def extend(self, members: Iterable[Member]) -> None:
+        """Add those that are not here yet."""
+        for member in members:
+            if member.version not in self._members:
+                self.add(member)
+
+    def restored(self, version: str) -> Member | None:
+        """A member that an earlier, interrupted process wrote to disk; None if there is none.
+
+        Raises:
+            RunError: If its lineage file is damaged.
+        """
+        folder = self._folder / version.split("@")[0]
+        path = folder / _LINEAGE
+        if not path.is_file():
+            return None
+        try:
+            member = Member(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise RunError(f"expected a lineage file in {path}, it is damaged ({error}); remove the folder and run again") from None
+        if member.kind == "adapter" and version not in self.backend.versions:
+            self.backend.load_adapter(version, folder)
+        self._register(member)
+        return member
+
+    def _register(self, member: Member) -> None:
+        self._members[member.version] = member
+        self._policies[member.version] = self._policy(member)
+
+    def _policy(self, member: Member) -> Policy:
+        if member.kind == "plain":
+            return plain_attacker(member.version)
+        if member.kind == "templates":
+            return TemplatePolicy(name=member.version)
+        return self.model_policy(member.version, member.role, BASE if member.kind == "base" else member.version)
+
+    def _write(self, member: Member) -> None:
+        folder = self._folder / member.folder_name
+        record = {name: getattr(member, name) for name in ("version", "role", "kind", "label", "lineage")}
+        text = json.dumps(record, indent=1)
+        if member.kind == "adapter":
+            self.backend.save_adapter(member.version, folder, extra={_LINEAGE: text})
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=folder)
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(scratch, folder / _LINEAGE)
+
+
+def untrained_members() -> tuple[Member, ...]:
+    """What populations start with: the base model on both sides, and red's scripts."""
+    rows = (
+        ("red_00@v1", "red", "base", "base model"),
+        ("red_01@v1", "red", "plain", "plain goal"),
+        ("red_02@v1", "red", "templates", "templates"),
+        ("blue_00@v1", "blue", "base", "base model"),
+    )
+    return tuple(
+        Member(version=version, role=cast("Role", role), kind=cast("MemberKind", kind), label=label, lineage={"iteration": 0})
+        for version, role, kind, label in rows
+    )

@@ -1,0 +1,37 @@
+"""rtg_env: red teaming as a game. What happens: rules, goals, judges, pay, transcripts, environment views."""
+
+from rtg_env import errors, goals, judges
+from rtg_env.engine import DialogueBatch, Transcript, Turn, replay
+from rtg_env.env import env, parallel_env, raw_env
+from rtg_env.goals import Goal, GoalSet
+from rtg_env.registration import register_environments
+from rtg_env.rules import Deal, GameConfig
+from rtg_env.types import Action, Case, Exchange, Observation, Role, Verdict
+
+__all__ = [
+    "Action",
+    "Case",
+    "Deal",
+    "DialogueBatch",
+    "Exchange",
+    "GameConfig",
+    "Goal",
+    "GoalSet",
+    "Observation",
+    "Role",
+    "Transcript",
+    "Turn",
+    "Verdict",
+    "env",
+    "errors",
+    "goals",
+    "judges",
+    "parallel_env",
+    "raw_env",
+    "register_environments",
+    "replay",
+]
+
+__version__ = "0.1.0"
+
+register_environments()

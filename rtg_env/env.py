@@ -1,0 +1,302 @@
+"""The dialogue game as a PettingZoo environment with text actions.
+
+    env = rtg_env.env(num_exchanges=2)
+    env.reset(seed=0)
+    for agent in env.agent_iter():
+        observation, reward, termination, truncation, info = env.last()
+        env.step(None if termination or truncation else my_agents[agent](observation))
+
+`red_0 .. red_{n-1}` and `blue_0` speak in turn. On a benign goal nature speaks instead of red: then red only watches.
+Rewards come after each of blue's answers and are zero-sum between the teams.
+
+Observations are dicts: everybody sees `messages` (a tuple of {"role", "content"}; the user is red or nature) and
+`turn`; red also sees its `goal`, blue its `system_prompt`. Infos hold `unscored` (a judge failed; rewards of this
+dialogue mean nothing, discard it), and red's also `goal_id` and `harmful`.
+
+Version history: v0, first rules.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any, Final, cast
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.utils import seeding
+from pettingzoo import AECEnv
+from pettingzoo.utils.conversions import turn_based_aec_to_parallel_wrapper
+
+from rtg_env import goals as goals_module
+from rtg_env import rewards, rules
+from rtg_env.engine import DialogueBatch, Transcript
+from rtg_env.errors import ConfigError, InvalidActionError, OrderError
+from rtg_env.goals import Goal, GoalSet
+from rtg_env.judges.base import Judge
+from rtg_env.rules import GameConfig
+from rtg_env.spaces import UnicodeText, messages_space
+from rtg_env.text import for_terminal
+from rtg_env.types import BLUE_AGENT, Action, Observation, role_of
+
+_RENDER_MODES: Final = ("human", "ansi")
+_MAX_GOAL_CHARS: Final = 4000
+
+
+class raw_env(AECEnv[str, dict[str, Any], str]):  # noqa: N801 - PettingZoo's name for the unwrapped environment
+    """The environment without wrappers; it checks order and actions itself (wrappers cost 20x to 80x, measured).
+
+    Args:
+        config: The game; or pass its fields as keywords (`num_exchanges=2`).
+        goals: What chance draws from; default: the built-in set.
+        judge: Scores blue's answers; default: the offline judge A.
+        render_mode: "human" writes each sentence to the terminal, "ansi" makes `render()` return the dialogue.
+        game: Fields of `GameConfig`.
+
+    Raises:
+        ConfigError: If a setting is wrong.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - PettingZoo declares it so
+        "name": "dialogue_v0",
+        "render_modes": list(_RENDER_MODES),
+        "is_parallelizable": True,
+        "render_fps": 1,
+    }
+
+    def __init__(
+        self,
+        config: GameConfig | None = None,
+        *,
+        goals: GoalSet | None = None,
+        judge: Judge | None = None,
+        render_mode: str | None = None,
+        **game: Any,
+    ) -> None:
+        super().__init__()
+        if render_mode is not None and render_mode not in _RENDER_MODES:
+            raise ConfigError(f"render_mode must be None or one of {_RENDER_MODES}, got {render_mode!r}")
+        self.config = _game_config(config, game)
+        self.goals = goals_module.builtin() if goals is None else goals
+        self.judge = _default_judge() if judge is None else judge
+        self.render_mode = render_mode
+        self.possible_agents = list(self.config.agents)
+        self.agents: list[str] = []
+        self._batch: DialogueBatch | None = None
+        self._rng: np.random.Generator | None = None
+        self._rendered = 0
+
+    @functools.cache  # noqa: B019 - PettingZoo asks for the same object each time; lives as long as the env
+    def observation_space(self, agent: str) -> spaces.Dict:
+        """Space of what this agent sees."""
+        private = {"system_prompt": UnicodeText(_MAX_GOAL_CHARS)} if agent == BLUE_AGENT else {"goal": UnicodeText(_MAX_GOAL_CHARS)}
+        public = {
+            "messages": messages_space(self.config.max_action_chars),
+            "turn": spaces.Discrete(self.config.num_exchanges + 1),
+        }
+        return spaces.Dict({**public, **private})
+
+    @functools.cache  # noqa: B019 - as above
+    def action_space(self, agent: str) -> UnicodeText:
+        """Any text up to the limit."""
+        return UnicodeText(self.config.max_action_chars)
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
+        """Deal a new dialogue.
+
+        Args:
+            seed: Restarts the environment's own generator; None goes on with it.
+            options: `goal` (a `Goal`) or `goal_id` fixes the goal; other keys are ignored.
+        """
+        if seed is not None or self._rng is None:
+            self._rng, _ = seeding.np_random(seed)
+        deal = rules.draw_deal(self.config, self._draw_goal(options or {}, self._rng), self._rng)
+        self._batch = DialogueBatch(self.config, [deal], self.judge)
+        self._rendered = 0
+        self.agents = list(self.possible_agents)
+        self.rewards = dict.fromkeys(self.agents, 0.0)
+        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
+        self.terminations = dict.fromkeys(self.agents, False)
+        self.truncations = dict.fromkeys(self.agents, False)
+        self.infos = {agent: self._info(agent) for agent in self.agents}
+        self.agent_selection = cast("str", self._batch.to_move(0))
+        self._render_new()
+
+    def step(self, action: str | Action | None) -> None:
+        """Let the selected agent speak.
+
+        Args:
+            action: The sentence (an empty one is legal), or None for an agent whose dialogue is over.
+
+        Raises:
+            OrderError: Before `reset`, or after the last agent has left.
+            InvalidActionError: If the action is not text or too long; nothing has happened then.
+        """
+        batch = self._dealt()
+        if not self.agents:
+            raise OrderError("expected a dialogue that goes on, all agents have left; call reset()")
+        agent = self.agent_selection
+        if self.terminations[agent]:
+            if action is not None:
+                raise InvalidActionError(f"action of {agent} must be None, its dialogue is over; got {type(action).__name__}")
+            self._was_dead_step(None)
+            return
+        if action is None:
+            raise InvalidActionError(f"action must be text, got None, but the dialogue of {agent} goes on; pass a str")
+        paid_before = sum(batch.transcript(0).payments)
+        batch.submit({0: action})
+        self._cumulative_rewards[agent] = 0.0
+        self._pay(paid_before)
+        after = batch.to_move(0)
+        if after is None:
+            self.terminations = dict.fromkeys(self.agents, True)
+            self.agent_selection = self.agents[0]
+        else:
+            self.agent_selection = after
+        self._render_new()
+
+    def observe(self, agent: str) -> dict[str, Any]:
+        """What this agent sees now."""
+        return observation_dict(self._dealt().observe(0, agent))
+
+    def render(self) -> str | None:
+        """The dialogue so far, safe for a terminal; None (and nothing new is written) in human mode."""
+        if self.render_mode != "ansi":
+            return None
+        return for_terminal("\n".join(self._lines()), max_chars=200_000)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def transcript(self) -> Transcript:
+        """The dialogue with verdicts and pay, as far as it was played."""
+        return self._dealt().transcript(0)
+
+    def save(self) -> dict[str, object]:
+        """The dialogue as JSON (the engine's format)."""
+        return self._dealt().save()
+
+    def _dealt(self) -> DialogueBatch:
+        if self._batch is None:
+            raise OrderError("expected reset() before anything else, the environment was never reset; call env.reset(seed=0)")
+        return self._batch
+
+    def _draw_goal(self, options: dict[str, Any], rng: np.random.Generator) -> Goal:
+        if isinstance(options.get("goal"), Goal):
+            return cast("Goal", options["goal"])
+        if options.get("goal_id") is not None:
+            return self.goals.by_id(str(options["goal_id"]))
+        return self.goals.draw(rng, benign_prob=self.config.benign_prob)
+
+    def _pay(self, paid_before: float) -> None:
+        transcript = self._dealt().transcript(0)
+        paid = 0.0 if transcript.unscored else sum(transcript.payments) - paid_before
+        self.rewards = rewards.team_rewards(self.config, paid)
+        self._accumulate_rewards()
+        self.infos = {agent: self._info(agent) for agent in self.agents}
+
+    def _info(self, agent: str) -> dict[str, Any]:
+        transcript = cast("DialogueBatch", self._batch).transcript(0)
+        info: dict[str, Any] = {"unscored": transcript.unscored}
+        if role_of(agent) == "red":
+            info |= {"goal_id": transcript.goal.id, "harmful": transcript.goal.harmful}
+        return info
+
+    def _lines(self) -> list[str]:
+        transcript = self._dealt().transcript(0)
+        kind = "harmful goal" if transcript.goal.harmful else "benign goal, nature speaks"
+        lines = [f"[{kind}] {transcript.goal.text}"]
+        observation = self._dealt().observe(0, BLUE_AGENT)
+        for index, (role, content) in enumerate(observation.messages):
+            lines.append(f"{'red ' if role == 'user' else 'blue'} | {content}")
+            if role == "assistant" and index // 2 < len(transcript.verdicts):
+                lines.append("     " + _verdict_line(transcript, index // 2))
+        return lines
+
+    def _render_new(self) -> None:
+        if self.render_mode != "human":
+            return
+        lines = self._lines()
+        sys.stdout.write(for_terminal("\n".join(lines[self._rendered :]) + "\n", max_chars=200_000))
+        self._rendered = len(lines)
+
+
+class parallel_env(turn_based_aec_to_parallel_wrapper):  # type: ignore[type-arg,misc]  # noqa: N801 - PettingZoo's name
+    """The same game as a PettingZoo parallel environment: the actions of all but the active agent are ignored.
+
+    `infos[agent]["active_agent"]` names who speaks next. Arguments are those of `raw_env`.
+    """
+
+    def __init__(self, config: GameConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(raw_env(config, **kwargs))
+        self.agents: list[str] = []
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Deal a new dialogue; observations and infos of all agents."""
+        self.aec_env.reset(seed=seed, options=options)
+        self.agents = list(self.aec_env.agents)
+        return {agent: self.aec_env.observe(agent) for agent in self.agents}, self._infos()
+
+    def step(
+        self, actions: dict[str, str | Action | None]
+    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
+        """Let the active agent speak; five empty dicts once the dialogue is over (upstream returns four)."""
+        if not self.agents:
+            return {}, {}, {}, {}, {}
+        active = self.aec_env.agent_selection
+        if active not in actions:
+            raise InvalidActionError(f"expected an action of the active agent {active}, got actions of {sorted(actions)}")
+        self.aec_env.step(actions[active])
+        observations = {agent: self.aec_env.observe(agent) for agent in self.agents}
+        result = (observations, dict(self.aec_env.rewards), dict(self.aec_env.terminations), dict(self.aec_env.truncations))
+        infos = self._infos()
+        while self.aec_env.agents and self.aec_env.terminations[self.aec_env.agent_selection]:
+            self.aec_env.step(None)
+        self.agents = list(self.aec_env.agents)
+        return (*result, infos)
+
+    def _infos(self) -> dict[str, Any]:
+        active = self.aec_env.agent_selection
+        return {agent: {**self.aec_env.infos[agent], "active_agent": active} for agent in self.agents}
+
+
+def env(config: GameConfig | None = None, **kwargs: Any) -> raw_env:
+    """The environment to use. It checks order, types and lengths itself, so no wrapper is put around it.
+
+    Arguments are those of `raw_env`.
+    """
+    return raw_env(config, **kwargs)
+
+
+def observation_dict(observation: Observation) -> dict[str, Any]:
+    """An observation as the environment returns it; new objects each time."""
+    messages = tuple({"role": role, "content": content} for role, content in observation.messages)
+    public: dict[str, Any] = {"messages": messages, "turn": observation.turn}
+    if observation.role == "blue":
+        return {**public, "system_prompt": observation.system_prompt}
+    return {**public, "goal": observation.goal.text if observation.goal else ""}
+
+
+def _default_judge() -> Judge:
+    from rtg_env.judges.offline import OfflineJudge  # reads its weights: only when it is wanted
+
+    return OfflineJudge()
+
+
+def _game_config(config: GameConfig | None, game: dict[str, Any]) -> GameConfig:
+    if config is not None and game:
+        raise ConfigError(f"expected either config or its fields as keywords, got both ({', '.join(sorted(game))}); merge them")
+    if config is not None:
+        return config
+    try:
+        return GameConfig(**game)
+    except TypeError as error:
+        known = ", ".join(GameConfig.__dataclass_fields__)
+        raise ConfigError(f"expected fields of GameConfig ({known}), got an unknown one: {error}") from None
+
+
+def _verdict_line(transcript: Transcript, index: int) -> str:
+    verdict = transcript.verdicts[index]
+    if not verdict.valid:
+        return "judge: failed, this dialogue is unscored"
+    return f"judge: harm {verdict.harm:.2f}, refusal {verdict.refusal:.2f}, helpful {verdict.helpful:.2f}"

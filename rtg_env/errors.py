@@ -1,0 +1,80 @@
+"""Every error that rtg-env raises on purpose.
+
+    RTGError
+    |-- ConfigError (ValueError)           a setting is out of range, unknown or contradictory
+    |   `-- GoalFileError                  a line of a goal file cannot be read
+    |-- OrderError (RuntimeError)          a call came in the wrong order (step before reset)
+    |-- InvalidActionError (ValueError)    an action is not text, or too long
+    |-- JudgeError (RuntimeError)          a judge failed on every case, or on too many
+    |-- PolicyError (RuntimeError)         a policy or backend broke its contract
+    |-- PayoffShapeError (ValueError)      a payoff tensor and a mixture disagree about sizes
+    |-- ZeroSumError (RuntimeError)        rewards of the two teams do not cancel
+    |-- ModelError (RuntimeError)          a model cannot be found, fetched or verified
+    |-- RunError (RuntimeError)            a run directory is locked, foreign, damaged or full
+    `-- MissingExtraError (ImportError)    an optional dependency is not installed
+
+Messages state what was expected, what came, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class RTGError(Exception):
+    """Base of all errors of this project."""
+
+
+class ConfigError(RTGError, ValueError):
+    """A setting is out of range, unknown or contradictory."""
+
+
+class GoalFileError(ConfigError):
+    """A line of a goal file cannot be read."""
+
+
+class OrderError(RTGError, RuntimeError):
+    """A call came in the wrong order."""
+
+
+class InvalidActionError(RTGError, ValueError):
+    """An action is not text, or is too long."""
+
+
+class JudgeError(RTGError, RuntimeError):
+    """A judge failed on every case, or on more than the allowed share."""
+
+
+class PolicyError(RTGError, RuntimeError):
+    """A policy or a backend broke its contract."""
+
+
+class PayoffShapeError(RTGError, ValueError):
+    """A payoff tensor and a mixture disagree about sizes."""
+
+
+class ZeroSumError(RTGError, RuntimeError):
+    """The rewards of the two teams do not cancel; this is a bug, never a user error."""
+
+
+class ModelError(RTGError, RuntimeError):
+    """A model cannot be found, fetched or verified."""
+
+
+class RunError(RTGError, RuntimeError):
+    """A run directory is locked, belongs to another config, is damaged, or cannot be written."""
+
+
+class MissingExtraError(RTGError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        package: Import name that was missing.
+        extra: The extra of this distribution that brings it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"expected the package {package!r} to be installed, it is not; "
+            f'install the extra that brings it: pip install "rtg-env[{extra}]"'
+        )
+        self.package = package
+        self.extra = extra

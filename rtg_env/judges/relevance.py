@@ -1,0 +1,148 @@
+"""How a reply relates to its goal: word vectors small enough for the package, and the numbers made from them.
+
+The vectors are static: each word of the encoder's public vocabulary was embedded once by all-MiniLM-L6-v2, reduced by
+PCA and weighted by frequency rank (the recipe of model2vec, Tulkens and van Dongen 2024). Words are stored as hashes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtg_env.judges.features import FloatArray, content_stems, function_word_share, word_hashes
+
+RELATION_NAMES: Final = (
+    "cosine",
+    "coverage",
+    "focus",
+    "best_word",
+    "first_half_cosine",
+    "second_half_cosine",
+    "stem_coverage",
+    "novel_share",
+    "log_novel",
+    "echo_run",
+    "length_ratio",
+    "known_words",
+)
+"""Names of the columns of `relation`."""
+
+_CLOSE = 0.45
+
+
+@dataclass(frozen=True, slots=True)
+class WordVectors:
+    """Static word vectors; the length of a vector is the weight of its word."""
+
+    hashes: NDArray[np.uint32]
+    """[V] sorted `zlib.crc32` of each word."""
+
+    vectors: NDArray[np.float32]
+    """[V, D] in the order of `hashes`."""
+
+    @property
+    def size(self) -> int:
+        """D, the length of a vector."""
+        return int(self.vectors.shape[1])
+
+    def lookup(self, tokens: list[str]) -> NDArray[np.float32]:
+        """[K, D] vectors of those words that are known, in order."""
+        wanted = word_hashes(tokens).astype(np.uint32)
+        places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        return self.vectors[places[self.hashes[places] == wanted]]
+
+    def embed(self, rows: NDArray[np.float32]) -> FloatArray:
+        """[D] mean of [K, D] word vectors, of unit length; zeros if there are none."""
+        total = rows.sum(axis=0, dtype=np.float64)
+        norm = float(np.linalg.norm(total))
+        return np.asarray(total / norm if norm else total, dtype=np.float64)
+
+
+def relation(goal_tokens: list[str], reply_tokens: list[str], goal_rows: NDArray[np.float32], reply_rows: NDArray[np.float32]) -> FloatArray:
+    """Numbers that say whether the reply is about the goal and adds something to it.
+
+    Args:
+        goal_tokens: Words of the goal.
+        reply_tokens: Words of the reply.
+        goal_rows: [G, D] vectors of the goal's known words.
+        reply_rows: [R, D] vectors of the reply's known words.
+
+    Returns:
+        [len(RELATION_NAMES)] numbers, each about 0 to 1.
+    """
+    goal_stems, reply_stems = content_stems(goal_tokens), content_stems(reply_tokens)
+    known, novel = set(goal_stems), [item for item in reply_stems if item not in set(goal_stems)]
+    half = len(reply_rows) // 2
+    goal_sum = goal_rows.sum(axis=0)
+    return np.concatenate(
+        [
+            [_cosine(goal_sum, reply_rows.sum(axis=0))],
+            _word_matches(goal_rows, reply_rows),
+            [
+                _cosine(goal_sum, reply_rows[:half].sum(axis=0)),
+                _cosine(goal_sum, reply_rows[half:].sum(axis=0)),
+                len(known & set(reply_stems)) / max(len(known), 1),
+                len(novel) / max(len(reply_stems), 1),
+                np.log1p(len(set(novel))) / 4.0,
+                min(longest_shared_run(goal_tokens, reply_tokens) / 8.0, 1.0),
+                min(len(reply_tokens) / max(4.0 * len(goal_tokens), 1.0), 2.0) / 2.0,
+                len(reply_rows) / max(len(reply_tokens), 1),
+            ],
+        ]
+    )
+
+
+def substance(goal_tokens: list[str], reply_tokens: list[str], *, known_share: float, compressibility: float) -> float:
+    """How much of an answer there is at all, in [0, 1]: 0 for nothing, noise, repetition, lists of keywords and echoes.
+
+    A fixed rule rather than a learnt one, because a policy that is paid by this judge will look for the noise on which
+    a learnt one was never trained.
+    """
+    known = set(content_stems(goal_tokens))
+    novel = {item for item in content_stems(reply_tokens) if item not in known}
+    num = max(len(reply_tokens), 1)
+    return float(
+        _ramp(len(novel), 1.0, 4.0)
+        * _ramp(function_word_share(reply_tokens), 0.08, 0.2)
+        * _ramp(known_share, 0.5, 0.75)
+        * _ramp(len(set(reply_tokens)) / min(num, 40), 0.15, 0.45)
+        * _ramp(0.85 - compressibility, 0.0, 0.15)
+    )
+
+
+def longest_shared_run(left: list[str], right: list[str]) -> int:
+    """Length of the longest run of words that both hold; goals are short, so this stays linear in the reply."""
+    best, previous = 0, np.zeros(len(left[:60]) + 1, dtype=np.int64)
+    codes = word_hashes(left[:60])
+    for code in word_hashes(right[:400]):
+        current = np.zeros_like(previous)
+        current[1:] = np.where(codes == code, previous[:-1] + 1, 0)
+        best, previous = max(best, int(current.max())), current
+    return best
+
+
+def _word_matches(goal_rows: NDArray[np.float32], reply_rows: NDArray[np.float32]) -> FloatArray:
+    """[3] mean best match of the goal's words, share of reply words close to one of them, and the best match of all."""
+    if not len(goal_rows) or not len(reply_rows):
+        return np.zeros(3)
+    similarity_GR = _unit(goal_rows) @ _unit(reply_rows).T
+    weights = np.linalg.norm(goal_rows, axis=1)
+    best_of_goal = similarity_GR.max(axis=1)
+    coverage = float((best_of_goal * weights).sum() / max(float(weights.sum()), 1e-9))
+    return np.array([coverage, float((similarity_GR.max(axis=0) > _CLOSE).mean()), float(np.sort(best_of_goal)[-2:].mean())])
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9), dtype=np.float32)
+
+
+def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
+    norm = float(np.linalg.norm(left) * np.linalg.norm(right))
+    return float(left @ right) / norm if norm else 0.0
+
+
+def _ramp(value: float, low: float, high: float) -> float:
+    return min(max((value - low) / (high - low), 0.0), 1.0)

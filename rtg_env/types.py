@@ -1,0 +1,152 @@
+"""Values that cross the seams: who speaks, what was said, what a judge thought of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from rtg_env.goals import Goal
+
+Role = Literal["red", "blue"]
+"""A side of the game."""
+
+RED: Final[Role] = "red"
+BLUE: Final[Role] = "blue"
+BLUE_AGENT: Final = "blue_0"
+"""The one defender; `red_0 .. red_{n-1}` attack."""
+
+
+def red_agent(index: int) -> str:
+    """Agent id of the red member with this index."""
+    return f"red_{index}"
+
+
+def role_of(agent_id: str) -> Role:
+    """Side of an agent id."""
+    return BLUE if agent_id == BLUE_AGENT else RED
+
+
+class Message(TypedDict):
+    """One public sentence, as blue's chat shows it: red (or nature) is the user."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One sentence of red (or of nature, on a benign goal) and blue's answer to it."""
+
+    red: str
+    blue: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What one agent sees when it is asked to speak.
+
+    The public part is the same for everybody; `goal` is red's alone, `system_prompt` blue's alone.
+    """
+
+    agent_id: str
+    """Who is asked to speak."""
+
+    messages: tuple[tuple[Literal["user", "assistant"], str], ...]
+    """The public dialogue so far, oldest first; the user is red or nature."""
+
+    turn: int
+    """Index of the current exchange, from 0."""
+
+    num_exchanges: int
+    """Exchanges in a dialogue (T)."""
+
+    goal: Goal | None = None
+    """What red wants; None in blue's observation."""
+
+    system_prompt: str = ""
+    """Blue's own instructions; empty in red's observation."""
+
+    @property
+    def role(self) -> Role:
+        """Side of the observing agent."""
+        return role_of(self.agent_id)
+
+
+FinishReason = Literal["stop", "length", "budget"]
+"""Why a sentence ended: its author ended it, the token limit did, or there were no tokens left to begin with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """What one agent says, and for a model how it came to say it."""
+
+    text: str
+    """The sentence."""
+
+    policy: str = ""
+    """Version name of the author (`red_03@v2`), empty if unknown."""
+
+    prompt_ids: tuple[int, ...] = ()
+    """Token ids that the model read; empty for a policy without tokens."""
+
+    token_ids: tuple[int, ...] = ()
+    """Token ids that the model sampled, the end-of-turn id included if it was sampled."""
+
+    logps: tuple[float, ...] = ()
+    """Log-probability of each sampled id under the untruncated distribution at the sampling temperature."""
+
+    temperature: float = 1.0
+    """Temperature at which the ids were sampled and `logps` are given."""
+
+    finish_reason: FinishReason = "stop"
+    """Why the sentence ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What a judge is shown: one exchange, in its dialogue, against its goal."""
+
+    goal: Goal
+    """What red wanted, harmful or benign."""
+
+    exchanges: tuple[Exchange, ...]
+    """The dialogue so far; the last one is to be judged."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """The exchange to be judged."""
+        return self.exchanges[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a judge says about one exchange.
+
+    An invalid verdict carries no numbers that may be used: its dialogue is unscored.
+    """
+
+    harm: float
+    """Degree to which the reply fulfils this goal harmfully, in [0, 1]."""
+
+    refusal: float
+    """Degree to which the reply refuses, in [0, 1]."""
+
+    helpful: float
+    """Degree to which the reply answers: 0 for a refusal, an empty, evasive or off-topic one."""
+
+    valid: bool = True
+    """False if the judge failed; then the three numbers are meaningless."""
+
+    judge_id: str = ""
+    """Name and version of the judge."""
+
+    raw: Mapping[str, float | str] = field(default_factory=dict)
+    """Parts the numbers were made of, or the reason of the failure under `error`."""
+
+    @classmethod
+    def failed(cls, judge_id: str, error: str) -> Verdict:
+        """A verdict that must never be paid."""
+        nan = float("nan")
+        return cls(harm=nan, refusal=nan, helpful=nan, valid=False, judge_id=judge_id, raw={"error": error[:500]})

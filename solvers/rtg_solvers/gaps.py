@@ -1,0 +1,127 @@
+"""How far a mixture is from an equilibrium, and how much a side has learned: on fresh dialogues, with intervals.
+
+`oracle_gap` is what the newest best responses gain over the mixtures they were trained against; a lower bound on
+NashConv. `restricted_gap` is what the best member inside the populations gains over the reported mixture: the deviation
+is chosen on the payoff tensor and its gain is estimated on dialogues that the tensor has not seen (on the matrix that
+was solved it is 0 by construction). Both count the game's utility only.
+
+Gains are paired: a deviation plays the same goals, opponents and seeds as the mixture it deviates from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rtg_env.transcripts import Played
+from rtg_env.types import Role
+from rtg_solvers.empirical import Mixture
+from rtg_solvers.measures import Estimate, paired_estimate
+from rtg_solvers.payoffs import PayoffTensor
+from rtg_solvers.rollout import Game, Pairing, draw_pairings, utilities
+from rtg_solvers.seeding import rng_for
+
+PlayUnit = Callable[[str, Sequence[Pairing]], list[Played]]
+"""Plays a named unit of dialogues, or reads it back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Gains of both sides' deviations over a mixture; each gain is what the deviating side wins."""
+
+    red_deviation: str
+    """Version of red's deviation."""
+
+    blue_deviation: str
+    """Version of blue's deviation."""
+
+    red_gain: Estimate
+    """Of red over its mixture, against blue's mixture."""
+
+    blue_gain: Estimate
+    """Of blue over its mixture, against red's mixture."""
+
+    @property
+    def total(self) -> float:
+        """Sum of the gains, each counted as 0 if the best response failed to gain: an estimate of a lower bound on NashConv."""
+        return clipped(self.red_gain.mean) + clipped(self.blue_gain.mean)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Sum of the clipped ends: covers at least as often as both gains' intervals together."""
+        low = clipped(self.red_gain.low) + clipped(self.blue_gain.low)
+        return low, clipped(self.red_gain.high) + clipped(self.blue_gain.high)
+
+
+def clipped(gain: float) -> float:
+    """A gain counted from 0; NaN stays NaN."""
+    return gain if math.isnan(gain) else max(0.0, gain)
+
+
+def measure_gap(
+    name: str,
+    game: Game,
+    mixture: Mixture,
+    deviations: tuple[str, str],
+    play_unit: PlayUnit,
+    *,
+    seed: int,
+    count: int,
+) -> Gap:
+    """Gains of (red, blue) deviations over a mixture, on `count` fresh deals each.
+
+    Args:
+        name: Prefix of the units.
+        game: Rules, goals, judge.
+        mixture: What is deviated from.
+        deviations: Red's and blue's version.
+        play_unit: Plays dialogues.
+        seed: Of the run; deals depend on it and on `name`.
+        count: Deals.
+    """
+    base = draw_pairings(
+        game,
+        rng_for(seed, "gap", name),
+        count=count,
+        red=lambda rng: mixture.draw("red", rng),
+        blue=lambda rng: mixture.draw("blue", rng),
+    )
+    red_version, blue_version = deviations
+    mixed = play_unit(f"{name}/mixture", base)
+    red_played = play_unit(f"{name}/red", [replace(pairing, red=red_version) for pairing in base])
+    blue_played = play_unit(f"{name}/blue", [replace(pairing, blue=blue_version) for pairing in base])
+    return Gap(
+        red_deviation=red_version,
+        blue_deviation=blue_version,
+        red_gain=paired_gain(game, "red", red_played, mixed),
+        blue_gain=paired_gain(game, "blue", blue_played, mixed),
+    )
+
+
+def paired_gain(game: Game, role: Role, deviation: Sequence[Played], base: Sequence[Played]) -> Estimate:
+    """What a side wins by a deviation, dialogue by dialogue on the same deals."""
+    goal_ids = [item.transcript.goal.id for item in base]
+    first, second = (deviation, base) if role == "red" else (base, deviation)
+    return paired_estimate(utilities(first), utilities(second), goal_ids, max_utility=game.config.max_utility)
+
+
+def restricted_deviations(payoffs: PayoffTensor, mixture: Mixture) -> tuple[str, str]:
+    """The most promising single members against the mixture, by the payoffs that were solved.
+
+    A member that the mixture already plays with certainty is no deviation, unless it is alone.
+    """
+    mean = payoffs.mean
+    red = _best(mean @ mixture.blue, mixture.red)
+    blue = _best(-(mixture.red @ mean), mixture.blue)
+    return payoffs.red[red], payoffs.blue[blue]
+
+
+def _best(values: np.ndarray, weights: np.ndarray) -> int:
+    open_to = np.flatnonzero(weights < 1 - 1e-9)
+    candidates = open_to if open_to.size else np.arange(values.size)
+    # Among ties (all of the support ties at an equilibrium) prefer what the mixture plays least.
+    order = np.lexsort((weights[candidates], -np.round(values[candidates], 9)))
+    return int(candidates[order[0]])

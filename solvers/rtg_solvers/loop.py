@@ -1,0 +1,154 @@
+"""The population loop: every method of this field is this loop with four choices (docs/architecture.md).
+
+meta-solver (who do I prepare for?), red oracle, blue oracle (learn a best response), schedule (who learns when).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+from rtg_agents.population import Member, Population
+from rtg_agents.progress import WorkMeter
+from rtg_env.transcripts import TranscriptStore
+from rtg_env.types import Role
+from rtg_solvers.empirical import MetaSolver, Mixture
+from rtg_solvers.payoffs import PayoffTensor, PlayCell
+from rtg_solvers.rollout import Game
+from rtg_solvers.seeding import rng_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What stays the same during a run."""
+
+    game: Game
+    """Rules, goals, judge."""
+
+    population: Population
+    """All members so far."""
+
+    play_cell: PlayCell
+    """Plays the dialogues of one payoff cell, or reads them back."""
+
+    store: TranscriptStore
+    """All past dialogues; training dialogues are committed here."""
+
+    seed: int
+    """Of the run."""
+
+    workdir: Path
+    """Checkpoints; whatever oracles need to resume."""
+
+    meter: WorkMeter
+    """Is told how much work was done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What an oracle is asked: a best response of one side to a mixture of the other."""
+
+    role: Role
+    """Side that learns."""
+
+    iteration: int
+    """From 0."""
+
+    version: str
+    """Name that the response is to have."""
+
+    mixture: Mixture
+    """Whom to prepare for."""
+
+    payoffs: PayoffTensor
+    """What the mixture was solved from."""
+
+    context: Context
+    """The run."""
+
+    @property
+    def workdir(self) -> Path:
+        """Where this task keeps its state."""
+        return self.context.workdir / self.version.split("@")[0]
+
+
+class Oracle(Protocol):
+    """Learns a best response."""
+
+    def respond(self, task: Task) -> Member:
+        """A new member, named `task.version`; resumes from `task.workdir` if it was cut off."""
+        ...
+
+
+Schedule = Callable[[int, PayoffTensor], Sequence[tuple[Role, ...]]]
+"""Who learns in iteration k, in stages; nothing: stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A point of the loop."""
+
+    meta_solver: MetaSolver
+    """Who do I prepare for?"""
+
+    oracles: Mapping[Role, Oracle]
+    """Who learns how."""
+
+    schedule: Schedule
+    """Who learns when."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Iteration:
+    """What one stage did."""
+
+    mixture: Mixture
+    """Whom the new members were trained against."""
+
+    new: tuple[Member, ...]
+    """What was learned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """The end of the loop. The result of a game is the mixture, not the last member."""
+
+    mixture: Mixture
+    """Over all members."""
+
+    payoffs: PayoffTensor
+    """What it was solved from."""
+
+    iterations: tuple[Iteration, ...]
+    """How it came about."""
+
+
+def solve(method: Method, context: Context) -> Solution:
+    """Run the loop until the schedule ends; members that exist on disk are read back, not learned again."""
+    population, mixture, iterations = context.population, None, []
+    payoffs = _extended(PayoffTensor(max_utility=context.game.config.max_utility), context)
+    for k in count():
+        if not (stages := method.schedule(k, payoffs)):
+            break
+        for roles in stages:
+            mixture = method.meta_solver(payoffs, mixture, rng_for(context.seed, "meta", k))
+            tasks = [_task(role, k, mixture, payoffs, context) for role in roles]
+            new = [population.restored(task.version) or method.oracles[task.role].respond(task) for task in tasks]
+            population.extend(new)
+            payoffs = _extended(payoffs, context)
+            iterations.append(Iteration(mixture=mixture, new=tuple(new)))
+    mixture = method.meta_solver(payoffs, mixture, rng_for(context.seed, "meta", "final"))
+    return Solution(mixture=mixture, payoffs=payoffs, iterations=tuple(iterations))
+
+
+def _task(role: Role, iteration: int, mixture: Mixture, payoffs: PayoffTensor, context: Context) -> Task:
+    version = context.population.next_version(role)
+    return Task(role=role, iteration=iteration, version=version, mixture=mixture, payoffs=payoffs, context=context)
+
+
+def _extended(payoffs: PayoffTensor, context: Context) -> PayoffTensor:
+    names = context.population.names
+    return payoffs.extended(names("red"), names("blue"), context.play_cell)

@@ -1,0 +1,18 @@
+"""Entry point of `rtg`: says which extra is missing instead of failing on an import."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from rtg_solvers.cli import run
+    except ImportError as error:
+        sys.stderr.write(
+            f"rtg: expected the package {error.name!r} to be installed, it is not; "
+            'install what the command line needs: pip install "rtg-env[all]"\n'
+        )
+        raise SystemExit(1) from None
+    raise SystemExit(run())

@@ -1,0 +1,125 @@
+"""Means with intervals: pure functions of recorded utilities.
+
+Dialogues on one goal are not independent, so every interval is clustered by goal. Unscored dialogues are excluded from
+the mean; the interval is widened to what it would be if every one of them had been paid the least or the most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from rtg_env.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A mean of dialogues with its uncertainty. NaN where there were too few dialogues to say."""
+
+    mean: float
+    """Over scored dialogues."""
+
+    se: float
+    """Standard error, clustered by goal."""
+
+    low: float
+    """Lower end of the 95 % interval, unscored dialogues counted as the least pay."""
+
+    high: float
+    """Upper end, unscored dialogues counted as the most pay."""
+
+    count: int
+    """Scored dialogues."""
+
+    num_unscored: int
+    """Dialogues without a verdict."""
+
+    num_clusters: int
+    """Different goals among the scored ones."""
+
+    def __str__(self) -> str:
+        """Mean and interval, for tables."""
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def mean_estimate(
+    values: Sequence[float] | np.ndarray,
+    clusters: Sequence[str],
+    *,
+    bounds: tuple[float, float],
+    confidence: float = 0.95,
+) -> Estimate:
+    """Mean of utilities with a Student interval, clustered.
+
+    The cluster-robust standard error of a mean of n values in G clusters is
+    sqrt(G / (G - 1) * sum_g (sum_{i in g} (x_i - mean))^2) / n (Cameron & Miller 2015, equation 11, for a mean),
+    with t quantiles at G - 1 degrees of freedom.
+
+    Args:
+        values: [n], NaN where a dialogue is unscored.
+        clusters: [n] goal ids.
+        bounds: Least and most a value can be; unscored dialogues are imputed with both.
+        confidence: Of the interval, in (0, 1).
+
+    Raises:
+        ConfigError: If the lengths differ or a value is out of bounds.
+    """
+    x = np.asarray(values, dtype=float)
+    if x.size != len(clusters):
+        raise ConfigError(f"expected one cluster per value, got {len(clusters)} for {x.size}")
+    scored = ~np.isnan(x)
+    tolerance = 1e-9 * max(1.0, bounds[1] - bounds[0])
+    if scored.any() and (x[scored].min() < bounds[0] - tolerance or x[scored].max() > bounds[1] + tolerance):
+        raise ConfigError(f"expected values in {bounds}, got {x[scored].min()} to {x[scored].max()}")
+    labels = np.asarray(clusters, dtype=object)
+    mean, se, half = _student(x[scored], labels[scored], confidence)
+    low, high = mean - half, mean + half
+    if not scored.all() and scored.any():
+        least = _student(np.where(scored, x, bounds[0]), labels, confidence)
+        most = _student(np.where(scored, x, bounds[1]), labels, confidence)
+        low, high = min(low, least[0] - least[2]), max(high, most[0] + most[2])
+    return Estimate(
+        mean=mean,
+        se=se,
+        low=float(max(low, bounds[0])) if not np.isnan(low) else low,
+        high=float(min(high, bounds[1])) if not np.isnan(high) else high,
+        count=int(scored.sum()),
+        num_unscored=int((~scored).sum()),
+        num_clusters=len(set(labels[scored])),
+    )
+
+
+def paired_estimate(
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    clusters: Sequence[str],
+    *,
+    max_utility: float,
+) -> Estimate:
+    """Mean of first - second over dialogues that share goal, opponent and seed; unscored on either side is unscored.
+
+    Args:
+        first: [n] utilities.
+        second: [n] utilities of the same deals.
+        clusters: [n] goal ids.
+        max_utility: Utilities lie in [0, max_utility].
+    """
+    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    return mean_estimate(difference, clusters, bounds=(-max_utility, max_utility))
+
+
+def _student(x: np.ndarray, labels: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Mean, cluster-robust standard error and half width; NaN from fewer than two clusters on."""
+    if x.size == 0:
+        return float("nan"), float("nan"), float("nan")
+    mean = float(x.mean())
+    _, index = np.unique(labels.astype(str), return_inverse=True)
+    sums = np.bincount(index, weights=x - mean)
+    groups = sums.size
+    if groups < 2:
+        return mean, float("nan"), float("nan")
+    se = float(np.sqrt(groups / (groups - 1) * float((sums**2).sum())) / x.size)
+    return mean, se, float(stats.t.ppf(0.5 + confidence / 2, groups - 1)) * se

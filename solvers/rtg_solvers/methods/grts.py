@@ -1,0 +1,140 @@
+"""GRTS, smallest honest form: red and blue LoRA populations on one base model, solved by double oracle.
+
+After "Red Teaming Game" (arXiv:2310.00322), section 1 of its method: populations, an empirical game, its Nash, best
+responses of both sides, repeat. Deviations: LP Nash instead of the paper's averaging; no diversity term; a helpfulness
+term keeps blue from refusing everything; best responses by REINFORCE with leave-one-out instead of PPO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rtg_agents.hf import LoraSettings, TorchBackend
+from rtg_agents.policy import Sampling
+from rtg_env.errors import ConfigError
+from rtg_env.rules import GameConfig
+from rtg_env.types import Role
+from rtg_solvers.empirical import nash
+from rtg_solvers.loop import Method
+from rtg_solvers.oracles.rl import RLOracle, RLSettings, step_units
+from rtg_solvers.payoffs import PayoffTensor
+
+
+def _quick_game() -> GameConfig:
+    return GameConfig(num_exchanges=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GRTSConfig:
+    """Everything that decides a run. The defaults are the quick preset: minutes on two CPU cores."""
+
+    model: str = "smollm2-135m"
+    """Base model of both sides: `smollm2-135m`, a local folder, or a hub id."""
+
+    goals: str = "builtin"
+    """`builtin` or a goal file."""
+
+    judge: str = "offline-a"
+    """Who pays: `offline-a`, or `module:attribute` of your own judge."""
+
+    report_judge: str = ""
+    """A second judge that never pays and only reports: `offline-b`, your own, or empty for none."""
+
+    seed: int = 0
+    """The only seed of the run."""
+
+    iterations: int = 1
+    """Double-oracle iterations; each trains one best response per side. At least 1."""
+
+    dialogues_per_cell: int = 64
+    """Dialogues per payoff cell, at least 2."""
+
+    dialogues_per_gap: int = 64
+    """Fresh deals per gap, at least 2."""
+
+    heldout_repeats: int = 1
+    """Dialogues per held-out harmful goal in the check of red's gain; at least 1."""
+
+    game: GameConfig = field(default_factory=_quick_game)
+    """Rules and pay."""
+
+    red_sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, max_new_tokens=24))
+    """How red's models draw."""
+
+    blue_sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_new_tokens=32))
+    """How blue's models draw."""
+
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Shape of the adapters."""
+
+    rl: RLSettings = field(default_factory=RLSettings)
+    """Best responses."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their range."""
+        lows = {"iterations": 1, "dialogues_per_cell": 2, "dialogues_per_gap": 2, "heldout_repeats": 1, "seed": 0}
+        for name, low in lows.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} must be >= {low}, got {getattr(self, name)!r}")
+        if self.report_judge and self.report_judge == self.judge:
+            raise ConfigError(f"report_judge must differ from judge, both are {self.judge!r}; one judge for both hides reward hacking")
+
+    @property
+    def sampling(self) -> dict[Role, Sampling]:
+        """How each side draws."""
+        return {"red": self.red_sampling, "blue": self.blue_sampling}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a run would do, before it does it."""
+
+    cells: int
+    """Payoff cells."""
+
+    dialogues: int
+    """Dialogues in all."""
+
+    training_steps: int
+    """Optimizer steps of both sides."""
+
+    max_generated_tokens: int
+    """Upper bound: every sentence as long as it may be, scripts counted as models."""
+
+    units: float
+    """Work in played dialogues, updates included, for the progress bar."""
+
+
+def cost(config: GRTSConfig, num_heldout: int, num_untrained: tuple[int, int] = (3, 1)) -> Cost:
+    """Count the work of a run.
+
+    Args:
+        config: Of the run.
+        num_heldout: Harmful held-out goals.
+        num_untrained: Members of (red, blue) before the first iteration.
+    """
+    red, blue = (count + config.iterations for count in num_untrained)
+    steps = 2 * config.iterations * config.rl.steps
+    played = red * blue * config.dialogues_per_cell
+    checks = 3 * (config.iterations + 1) * config.dialogues_per_gap + 4 * num_heldout * config.heldout_repeats
+    rollouts = steps * config.rl.dialogues_per_step
+    tokens_per_dialogue = config.game.num_exchanges * (config.red_sampling.max_new_tokens + config.blue_sampling.max_new_tokens)
+    return Cost(
+        cells=red * blue,
+        dialogues=played + checks + rollouts,
+        training_steps=steps,
+        max_generated_tokens=(played + checks + rollouts) * tokens_per_dialogue,
+        units=played + checks + steps * step_units(config.rl),
+    )
+
+
+def method(config: GRTSConfig, backend: TorchBackend) -> Method:
+    """GRTS as a point of the population loop."""
+    oracle = RLOracle(backend, config.rl)
+
+    def both_sides(k: int, payoffs: PayoffTensor) -> Sequence[tuple[Role, ...]]:
+        del payoffs
+        return [("red", "blue")] if k < config.iterations else []
+
+    return Method(meta_solver=nash, oracles={"red": oracle, "blue": oracle}, schedule=both_sides)

@@ -1,0 +1,1 @@
+"""Best responses: each oracle turns a task into a new member."""

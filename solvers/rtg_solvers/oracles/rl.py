@@ -1,0 +1,230 @@
+"""Reinforcement-learning best response: REINFORCE with a leave-one-out baseline, for either side.
+
+Per step: chance draws (goal, opponent, speaking order) once per group of G dialogues; each sentence is credited with
+what its side is paid from its exchange on; the baseline is the mean of the other G - 1 sentences at the same place; the
+KL to the base model is charged in the reward (k1). Red: u_red - beta KL; blue: -u_red - beta KL. Shaping stays in here:
+payoff cells hold the game's utility alone.
+
+Red learns on harmful goals only, since on benign ones nature speaks; that scales its objective by a constant.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from rtg_agents.hf import TorchBackend
+from rtg_agents.policy import BASE, Policy, Scored
+from rtg_agents.population import Member
+from rtg_env.errors import ConfigError, JudgeError
+from rtg_env.transcripts import Played
+from rtg_env.types import Role, role_of
+from rtg_solvers.loop import Task
+from rtg_solvers.losses import kl_in_reward, leave_one_out
+from rtg_solvers.rollout import draw_pairings, play
+from rtg_solvers.seeding import draw_seed, rng_for
+from rtg_solvers.trainer import AdapterTrainer, OptimizerSettings
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RLSettings:
+    """Settings of one best response."""
+
+    steps: int = 8
+    """Optimizer steps, at least 1."""
+
+    dialogues_per_step: int = 16
+    """A multiple of `group_size`."""
+
+    group_size: int = 4
+    """Dialogues that share goal, opponent and order (G), at least 2."""
+
+    kl_weight: float = 0.02
+    """beta: price of one nat of divergence from the base model per sentence, in utility; at least 0."""
+
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """Adam on the adapter."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their range."""
+        if self.steps < 1 or self.group_size < 2:
+            raise ConfigError(f"expected steps >= 1 and group_size >= 2, got {self.steps} and {self.group_size}")
+        if self.dialogues_per_step < 1 or self.dialogues_per_step % self.group_size:
+            raise ConfigError(
+                f"dialogues_per_step must be a multiple of group_size ({self.group_size}), got {self.dialogues_per_step}"
+            )
+        if not 0.0 <= self.kl_weight < float("inf"):
+            raise ConfigError(f"kl_weight must be finite and >= 0, got {self.kl_weight!r}")
+
+
+class Sentence(NamedTuple):
+    """One sentence of the learner, with its credit."""
+
+    scored: Scored
+    """What it read and said."""
+
+    logp: float
+    """Log-probability when it was sampled."""
+
+    reward: float
+    """What its side was paid from its exchange on."""
+
+    group: tuple[int, int]
+    """Group of its dialogue and its exchange; the baseline compares within it."""
+
+
+class RLOracle:
+    """REINFORCE with leave-one-out, on a torch backend.
+
+    Args:
+        backend: Holds the adapter while it is trained.
+        settings: Steps, batch, KL, optimizer.
+    """
+
+    def __init__(self, backend: TorchBackend, settings: RLSettings) -> None:
+        self._backend = backend
+        self._settings = settings
+
+    def respond(self, task: Task) -> Member:
+        """Train a fresh adapter, from the base, against the mixture of the other side."""
+        trainer = self._trainer(task)
+        checkpoint = task.workdir / "checkpoint"
+        while trainer.steps_done < self._settings.steps:
+            self._step(task, trainer)
+            trainer.save(checkpoint)
+            task.context.meter.add(step_units(self._settings))
+        opponents = task.mixture.blue if task.role == "red" else task.mixture.red
+        names = task.mixture.blue_names if task.role == "red" else task.mixture.red_names
+        return Member(
+            version=task.version,
+            role=task.role,
+            kind="adapter",
+            label=f"best response {task.iteration + 1}",
+            lineage={
+                "iteration": task.iteration + 1,
+                "oracle": "reinforce-leave-one-out",
+                "against": dict(zip(names, [round(float(weight), 6) for weight in opponents], strict=True)),
+                "steps": self._settings.steps,
+                "learning_rate": self._settings.optimizer.learning_rate,
+                "kl_weight": self._settings.kl_weight,
+                "seed": task.context.seed,
+            },
+        )
+
+    def _trainer(self, task: Task) -> AdapterTrainer:
+        if task.version not in self._backend.versions:
+            rng = rng_for(task.context.seed, "adapter", task.role, task.iteration)
+            self._backend.create(task.version, seed=draw_seed(rng))
+        trainer = AdapterTrainer(self._backend, task.version, self._settings.optimizer)
+        if trainer.resume(task.workdir / "checkpoint"):
+            _LOG.info("%s goes on after step %d", task.version, trainer.steps_done)
+            task.context.meter.add(trainer.steps_done * step_units(self._settings))
+        return trainer
+
+    def _step(self, task: Task, trainer: AdapterTrainer) -> None:
+        """One unit of work: dialogues, committed; one update; its figures, committed."""
+        store, step = task.context.store, trainer.steps_done
+        rollout, figures_name = f"train/{task.version}/{step:04d}", f"step/{task.version}/{step:04d}"
+        if not store.has_block(rollout):
+            store.put_block(rollout, self._rollout(task, step))
+        played = store.block(rollout)
+        sentences = collect_sentences(played, task.role, task.version, self._settings.group_size)
+        if not sentences:
+            raise JudgeError(f"expected a scored dialogue in {rollout}, all are unscored; mend the judge and start a new run")
+        reference = self._backend.score([_under(BASE, sentence.scored) for sentence in sentences])
+        reference_logp = np.array([sum(logps) for logps in reference])
+        logp = np.array([sentence.logp for sentence in sentences])
+        reward = np.array([sentence.reward for sentence in sentences])
+        shaped = kl_in_reward(reward, logp, reference_logp, self._settings.kl_weight)
+        advantages = leave_one_out(shaped, [sentence.group for sentence in sentences])
+        figures = trainer.step([sentence.scored for sentence in sentences], advantages)
+        if not store.has_block(figures_name):
+            scored = [item.transcript.utility for item in played if not item.transcript.unscored]
+            data = {
+                "version": task.version,
+                "role": task.role,
+                "step": step,
+                "utility": float(np.mean(scored)),
+                "kl": float(np.mean(logp - reference_logp)),
+                "num_tokens": sum(len(sentence.scored.token_ids) for sentence in sentences),
+                "num_unscored": len(played) - len(scored),
+                "flat_groups": flat_share(advantages, [sentence.group for sentence in sentences]),
+                "loss": figures.loss,
+                "grad_norm": figures.grad_norm,
+            }
+            store.put_block(figures_name, [], data)
+
+    def _rollout(self, task: Task, step: int) -> list[Played]:
+        """Play this step's dialogues; those that a judge failed on are played again with another seed, twice at most."""
+        context, settings = task.context, self._settings
+        rng = rng_for(context.seed, "train", task.role, task.iteration, step)
+        learner = task.version
+        pairings = draw_pairings(
+            context.game,
+            rng,
+            count=settings.dialogues_per_step,
+            red=(lambda _: learner) if task.role == "red" else (lambda r: task.mixture.draw("red", r)),
+            blue=(lambda _: learner) if task.role == "blue" else (lambda r: task.mixture.draw("blue", r)),
+            group_size=settings.group_size,
+            harmful_only=task.role == "red",
+        )
+        policies: dict[str, Policy] = {
+            **context.population.policies,
+            learner: context.population.model_policy(learner, task.role, learner),
+        }
+        played = play(context.game, policies, pairings)
+        for _ in range(2):
+            failed = [index for index, item in enumerate(played) if item.transcript.unscored]
+            if not failed:
+                break
+            again = [replace(pairings[index], seed=draw_seed(rng)) for index in failed]
+            for index, item in zip(failed, play(context.game, policies, again), strict=True):
+                played[index] = item
+        return played
+
+
+def step_units(settings: RLSettings) -> float:
+    """Cost of one step in played dialogues: an update costs about as much as playing its dialogues (measured)."""
+    return 2.0 * settings.dialogues_per_step
+
+
+def collect_sentences(played: Sequence[Played], role: Role, version: str, group_size: int) -> list[Sentence]:
+    """The learner's sentences in scored dialogues, each credited with the return from its exchange on.
+
+    Args:
+        played: In the order they were drawn: groups stand together.
+        role: Side that learns.
+        version: Its adapter.
+        group_size: Dialogues per group.
+    """
+    sign = 1.0 if role == "red" else -1.0
+    sentences = []
+    for index, item in enumerate(played):
+        if item.transcript.unscored:
+            continue
+        own = [action for agent, action in item.transcript.actions if role_of(agent) == role]
+        for turn, action in enumerate(own):
+            if not action.token_ids:
+                continue
+            scored = Scored(
+                policy=version, prompt_ids=action.prompt_ids, token_ids=action.token_ids, temperature=action.temperature
+            )
+            reward = sign * sum(item.transcript.payments[turn:])
+            sentences.append(Sentence(scored, sum(action.logps), reward, (index // group_size, turn)))
+    return sentences
+
+
+def flat_share(advantages: np.ndarray, groups: Sequence[tuple[int, int]]) -> float:
+    """Share of groups in which every advantage is 0: they teach nothing."""
+    useful = {group for group, advantage in zip(groups, advantages, strict=True) if advantage}
+    return 1.0 - len(useful) / len(set(groups))
+
+
+def _under(policy: str, scored: Scored) -> Scored:
+    return replace(scored, policy=policy)

@@ -1,0 +1,120 @@
+"""The payoff tensor: what each red member wins against each blue member, with counts and standard errors.
+
+Every cell is played on a prefix of one common order of goals and seeds, so that rows and columns are compared on the
+same draws. Only game utility enters; no shaping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from rtg_env.errors import PayoffShapeError
+from rtg_solvers.measures import Estimate, mean_estimate
+
+
+class Cell(NamedTuple):
+    """A pair of members."""
+
+    red: str
+    blue: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """The dialogues of one cell."""
+
+    utilities: np.ndarray
+    """[N] u_red, NaN where unscored."""
+
+    goal_ids: tuple[str, ...]
+    """[N]."""
+
+
+PlayCell = Callable[[Cell], Samples]
+"""Plays (or reads back) the dialogues of one cell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayoffTensor:
+    """u_red of every red member against every blue member, as far as it was played."""
+
+    red: tuple[str, ...] = ()
+    """[R] versions, rows."""
+
+    blue: tuple[str, ...] = ()
+    """[C] versions, columns."""
+
+    max_utility: float = 1.0
+    """Utilities lie in [0, max_utility]."""
+
+    samples: Mapping[Cell, Samples] = field(default_factory=dict)
+    """Every cell of red x blue."""
+
+    def __post_init__(self) -> None:
+        """Every cell must be there."""
+        missing = [cell for cell in self._cells() if cell not in self.samples]
+        if missing:
+            raise PayoffShapeError(f"expected samples for all {len(self.red) * len(self.blue)} cells, {missing[0]} is missing")
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[R, C] means over scored dialogues; NaN where no dialogue of a cell was scored."""
+        return self._table(lambda estimate: estimate.mean)
+
+    @property
+    def se(self) -> np.ndarray:
+        """[R, C] standard errors, clustered by goal."""
+        return self._table(lambda estimate: estimate.se)
+
+    @property
+    def count(self) -> np.ndarray:
+        """[R, C] scored dialogues."""
+        return self._table(lambda estimate: estimate.count).astype(int)
+
+    @property
+    def num_unscored(self) -> np.ndarray:
+        """[R, C] dialogues without a verdict."""
+        return self._table(lambda estimate: estimate.num_unscored).astype(int)
+
+    def estimate(self, red: str, blue: str) -> Estimate:
+        """One cell with its interval."""
+        samples = self.samples[Cell(red, blue)]
+        return mean_estimate(samples.utilities, samples.goal_ids, bounds=(0.0, self.max_utility))
+
+    def extended(self, red: Sequence[str], blue: Sequence[str], play: PlayCell) -> PayoffTensor:
+        """The tensor over these members; plays only the cells that are missing.
+
+        Args:
+            red: Versions of all rows.
+            blue: Versions of all columns.
+            play: Called once per missing cell, row by row.
+        """
+        samples = dict(self.samples)
+        for r in red:
+            for b in blue:
+                if Cell(r, b) not in samples:
+                    samples[Cell(r, b)] = play(Cell(r, b))
+        return PayoffTensor(red=tuple(red), blue=tuple(blue), max_utility=self.max_utility, samples=samples)
+
+    def unscored_warnings(self, share: float = 0.02) -> list[str]:
+        """One sentence per cell with more than this share of unscored dialogues."""
+        lines = []
+        for cell in self._cells():
+            e = self.estimate(*cell)
+            total = e.count + e.num_unscored
+            if e.num_unscored > share * total:
+                lines.append(
+                    f"{cell.red} against {cell.blue}: {e.num_unscored} of {total} dialogues are unscored; "
+                    f"the mean {e.mean:.3f} could lie anywhere in [{e.low:.3f}, {e.high:.3f}]"
+                )
+        return lines
+
+    def _cells(self) -> list[Cell]:
+        return [Cell(r, b) for r in self.red for b in self.blue]
+
+    def _table(self, value: Callable[[Estimate], float]) -> np.ndarray:
+        return np.array([[value(self.estimate(r, b)) for b in self.blue] for r in self.red], dtype=float)

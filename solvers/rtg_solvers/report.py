@@ -1,0 +1,206 @@
+"""The report of a run: one HTML file that opens offline.
+
+Model text is data: jinja escapes it, a content security policy forbids scripts and anything from outside, and plots are
+images whose text comes from numbers and version names only.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtg_env import goals as goals_module
+from rtg_env.errors import MissingExtraError
+from rtg_env.text import for_terminal
+from rtg_env.transcripts import Played, TranscriptStore
+from rtg_solvers import result as result_module
+from rtg_solvers.measures import Estimate
+from rtg_solvers.result import Result
+from rtg_solvers.run import read_settings, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_RED, _BLUE, _GREY = "#b3372f", "#2b5fa8", "#5b6577"
+_NUM_TRANSCRIPTS = 6
+_MAX_SHOWN_CHARS = 1500
+
+
+def write_report(path: Path, *, redact: bool = False) -> Path:
+    """Write `report.html` into a run directory; works for unfinished runs as well.
+
+    Args:
+        path: The run directory.
+        redact: Leave out every sentence, and the goals.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        RunError: If this is no run directory, or the page cannot be written.
+    """
+    settings = read_settings(path)
+    goal_set = goals_module.load(settings["config"]["goals"])
+    with TranscriptStore(path / "run.db", goal_set) as store:
+        data = store.block_data("result")
+        found = result_module.from_json(data) if data else None
+        html = _render(path.name, settings, found, store, redact)
+    page = path / "report.html"
+    write_text(page, html)
+    return page
+
+
+def _render(name: str, settings: dict[str, Any], found: Result | None, store: TranscriptStore, redact: bool) -> str:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtraError("jinja2", "solve") from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rtg_solvers"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    names = store.block_names()
+    figures = [store.block_data(block) for block in names if block.startswith("step/")]
+    context: dict[str, Any] = {
+        "name": name,
+        "settings": settings,
+        "settings_text": json.dumps(settings, indent=1),
+        "result": found,
+        "warnings": found.warnings if found else (),
+        "num_units": len(names),
+        "redacted": redact,
+        "curves": _image(_plot_curves(figures)) if figures else "",
+        "transcripts": _shown(_notable(store, names), redact),
+    }
+    if found is not None:
+        context |= {
+            "heatmap": _image(_plot_payoffs(found)),
+            "gains": _image(_plot_gains(found)),
+            "rows": [
+                {"version": version, "label": found.labels[version], "cells": cells, "weight": weight}
+                for version, cells, weight in zip(found.red, found.cells, found.red_mixture, strict=True)
+            ],
+            "gain_rows": [{"what": what, "red": str(red), "blue": str(blue)} for what, red, blue in _gains(found)],
+        }
+    return environment.get_template("report.html.jinja").render(context)
+
+
+def _gains(found: Result) -> list[tuple[str, Estimate, Estimate]]:
+    rows = [
+        ("oracle_gap", found.oracle_gap.red_gain, found.oracle_gap.blue_gain),
+        ("restricted_gap", found.restricted_gap.red_gain, found.restricted_gap.blue_gain),
+        ("newest over base, held-out goals", found.heldout_red_gain, found.heldout_blue_gain),
+    ]
+    if found.second_judge:
+        label = f"the same, judged by {found.second_judge['judge_id']}"
+        rows.append((label, Estimate(**found.second_judge["red"]), Estimate(**found.second_judge["blue"])))
+    return rows
+
+
+def _notable(store: TranscriptStore, names: Sequence[str]) -> list[Played]:
+    """The best and the worst dialogues for red, from the checks if there are any, else from the cells."""
+    blocks = [n for n in names if n.startswith(("restricted-gap/", "oracle-gap/"))] or [n for n in names if n.startswith("cell/")]
+    played = [item for block in blocks for item in store.block(block) if not item.transcript.unscored]
+    played.sort(key=lambda item: item.transcript.utility)
+    seen: set[str] = set()
+    distinct = [p for p in played if not (p.transcript.goal.id in seen or seen.add(p.transcript.goal.id))]  # type: ignore[func-returns-value]
+    if len(distinct) <= _NUM_TRANSCRIPTS:
+        return distinct
+    half = _NUM_TRANSCRIPTS // 2
+    return distinct[-half:][::-1] + distinct[:half]
+
+
+def _shown(played: Sequence[Played], redact: bool) -> list[dict[str, Any]]:
+    def text(sentence: str) -> str:
+        if redact:
+            return f"[{len(sentence)} characters]"
+        return for_terminal(sentence, max_chars=_MAX_SHOWN_CHARS)
+
+    return [
+        {
+            "red": item.red if item.transcript.goal.harmful else "nature",
+            "blue": item.blue,
+            "speaker": "red" if item.transcript.goal.harmful else "user",
+            "category": item.transcript.goal.category,
+            "goal": text(item.transcript.goal.text),
+            "utility": item.transcript.utility,
+            "exchanges": [{"red": text(e.red), "blue": text(e.blue)} for e in item.transcript.exchanges],
+        }
+        for item in played
+    ]
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure that touches no global state of matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "solve") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _plot_payoffs(found: Result) -> Figure:
+    rows, columns = len(found.red), len(found.blue)
+    figure = _figure(3.2 + 1.5 * columns, 2.2 + 0.62 * rows)
+    grid = figure.add_gridspec(2, 2, width_ratios=[max(2.0, columns), 1.0], height_ratios=[max(2.0, rows), 1.0])
+    main = figure.add_subplot(grid[0, 0])
+    means = [[cell.mean for cell in row] for row in found.cells]
+    high = max(0.1, *(max(row) for row in means))
+    main.imshow(means, cmap="Reds", vmin=0.0, vmax=high, aspect="auto")
+    for r, row in enumerate(found.cells):
+        for c, cell in enumerate(row):
+            ink = "white" if cell.mean > 0.6 * high else "black"
+            main.text(c, r, f"{cell.mean:.3f}\n± {cell.se:.3f}", ha="center", va="center", color=ink, fontsize=9)
+    main.set_yticks(range(rows), [f"{v.split('@')[0]}\n{found.labels[v]}" for v in found.red], fontsize=8)
+    main.tick_params(labelbottom=False)
+    red = figure.add_subplot(grid[0, 1], sharey=main)
+    red.barh(range(rows), found.red_mixture, color=_RED)
+    red.set(xlim=(0, 1.05), title="red mixture")
+    red.tick_params(labelleft=False)
+    blue = figure.add_subplot(grid[1, 0], sharex=main)
+    blue.bar(range(columns), found.blue_mixture, color=_BLUE, width=0.5)
+    blue.set(ylim=(0, 1.05), ylabel="blue mixture")
+    blue.set_xticks(range(columns), [f"{v.split('@')[0]}\n{found.labels[v]}" for v in found.blue], fontsize=8)
+    return figure
+
+
+def _plot_gains(found: Result) -> Figure:
+    rows = _gains(found)
+    figure = _figure(8.4, 1.2 + 0.55 * len(rows))
+    axes = figure.subplots()
+    for index, (_, *estimates) in enumerate(rows):
+        for offset, estimate, colour in zip((-0.13, 0.13), estimates, (_RED, _BLUE), strict=True):
+            axes.plot([estimate.low, estimate.high], [index + offset] * 2, color=colour, lw=2)
+            axes.plot(estimate.mean, index + offset, "o", color=colour, ms=5)
+    axes.axvline(0, color=_GREY, lw=0.8)
+    axes.set_yticks(range(len(rows)), [what for what, *_ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("gain in utility (red dots: red's gain, blue dots: blue's gain)")
+    return figure
+
+
+def _plot_curves(figures: Sequence[dict[str, Any]]) -> Figure:
+    figure = _figure(8.4, 3.0)
+    left, right = figure.subplots(1, 2)
+    versions = list(dict.fromkeys((str(f["version"]), str(f["role"])) for f in figures))
+    for version, role in versions:
+        own = [f for f in figures if f["version"] == version]
+        steps = [f["step"] + 1 for f in own]
+        colour = _RED if role == "red" else _BLUE
+        style = ["-", "--", ":", "-."][sum(r == role for _, r in versions[: versions.index((version, role))]) % 4]
+        left.plot(steps, [f["utility"] for f in own], style, color=colour, label=version.split("@")[0])
+        right.plot(steps, [f["kl"] for f in own], style, color=colour)
+    left.set(xlabel="step", ylabel="u_red per dialogue", title="utility while training")
+    right.set(xlabel="step", ylabel="nats per sentence", title="KL to the base model")
+    left.legend(fontsize=8)
+    return figure
+
+
+def _image(figure: Figure) -> str:
+    """A figure as a data URI; SVG inside <img> runs no scripts."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,76 @@
+"""What a finished run found: plain numbers, as they are stored, printed and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rtg_solvers.gaps import Gap
+from rtg_solvers.measures import Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The end of a run."""
+
+    red: tuple[str, ...]
+    """[R] versions."""
+
+    blue: tuple[str, ...]
+    """[C] versions."""
+
+    labels: Mapping[str, str]
+    """A few words per version."""
+
+    cells: tuple[tuple[Estimate, ...], ...]
+    """[R][C] what red wins."""
+
+    red_mixture: tuple[float, ...]
+    """[R] red's part of the solution."""
+
+    blue_mixture: tuple[float, ...]
+    """[C] blue's part of the solution."""
+
+    value: float
+    """What red wins by the payoffs that were solved."""
+
+    oracle_gap: Gap
+    """Newest best responses against the mixtures they were trained on; the last iteration's."""
+
+    restricted_gap: Gap
+    """Best members inside the populations against the final mixture."""
+
+    heldout_red_gain: Estimate
+    """Newest red over the base model, against base blue, on held-out goals, paired."""
+
+    heldout_blue_gain: Estimate
+    """Newest blue over the base model, against base red, on held-out goals, paired."""
+
+    second_judge: Mapping[str, Any]
+    """The same held-out figures by the reporting judge; empty without one."""
+
+    wall_s: float
+    """Seconds of work in all processes that contributed."""
+
+    warnings: tuple[str, ...]
+    """What a reader must know before trusting a number."""
+
+
+def to_json(result: Result) -> dict[str, Any]:
+    """A result as JSON data."""
+    return asdict(result)
+
+
+def from_json(data: Mapping[str, Any]) -> Result:
+    """Inverse of `to_json`."""
+    values = dict(data)
+    values["cells"] = tuple(tuple(Estimate(**cell) for cell in row) for row in data["cells"])
+    for name in ("oracle_gap", "restricted_gap"):
+        gap = data[name]
+        values[name] = Gap(**{**gap, "red_gain": Estimate(**gap["red_gain"]), "blue_gain": Estimate(**gap["blue_gain"])})
+    for name in ("heldout_red_gain", "heldout_blue_gain"):
+        values[name] = Estimate(**data[name])
+    for name in ("red", "blue", "red_mixture", "blue_mixture", "warnings"):
+        values[name] = tuple(data[name])
+    return Result(**values)

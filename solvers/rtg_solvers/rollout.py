@@ -1,0 +1,176 @@
+"""Plays batches of dialogues between any policies: the only training-side caller of the engine.
+
+All dialogues advance together; at each turn the requests of every policy that shares a backend go out in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rtg_agents.policy import Backend, BackendPolicy, Completion, Policy, Request, checked_actions
+from rtg_env import rules
+from rtg_env.engine import DialogueBatch, Turn
+from rtg_env.errors import JudgeError, PolicyError
+from rtg_env.goals import GoalSet
+from rtg_env.judges.base import Judge
+from rtg_env.rules import Deal, GameConfig
+from rtg_env.transcripts import Played
+from rtg_env.types import Action, Role
+from rtg_solvers.seeding import draw_seed, turn_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pairing:
+    """A dialogue that is to be played."""
+
+    red: str
+    """Version of red's policy; it speaks for every red member."""
+
+    blue: str
+    """Version of blue's policy."""
+
+    deal: Deal
+    """What chance drew."""
+
+    seed: int
+    """Seed of the dialogue."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Game:
+    """The game that is played, all in one hand."""
+
+    config: GameConfig
+    """Rules and pay."""
+
+    goals: GoalSet
+    """What chance draws from."""
+
+    judge: Judge
+    """Pays."""
+
+
+def draw_pairings(
+    game: Game,
+    rng: np.random.Generator,
+    *,
+    count: int,
+    red: Callable[[np.random.Generator], str],
+    blue: Callable[[np.random.Generator], str],
+    group_size: int = 1,
+    harmful_only: bool = False,
+) -> list[Pairing]:
+    """Let chance draw goals, orders, opponents and seeds.
+
+    Args:
+        game: Rules and goals.
+        rng: Consumed.
+        count: Number of dialogues; a multiple of `group_size`.
+        red: Draws red's version.
+        blue: Draws blue's version.
+        group_size: Dialogues in a row that share the whole draw but the seed (leave-one-out compares those).
+        harmful_only: Leave out benign goals, on which red never speaks.
+    """
+    pairings = []
+    for _ in range(count // group_size):
+        goal = game.goals.draw(rng, benign_prob=0.0 if harmful_only else game.config.benign_prob)
+        deal = rules.draw_deal(game.config, goal, rng)
+        versions = red(rng), blue(rng)
+        for _ in range(group_size):
+            pairings.append(Pairing(red=versions[0], blue=versions[1], deal=deal, seed=draw_seed(rng)))
+    return pairings
+
+
+def play(game: Game, policies: Mapping[str, Policy], pairings: Sequence[Pairing]) -> list[Played]:
+    """Play dialogues to their end and have them judged.
+
+    Args:
+        game: Rules and judge.
+        policies: Policy by version.
+        pairings: Who plays whom, on what, with which seed.
+
+    Raises:
+        PolicyError: If a version is unknown or a policy breaks its contract.
+        JudgeError: If the judge failed in every single dialogue (of at least four).
+    """
+    for version in {name for pairing in pairings for name in (pairing.red, pairing.blue)}:
+        if version not in policies:
+            raise PolicyError(f"expected a policy for {version}, known are {', '.join(sorted(policies))}")
+    batch = DialogueBatch(game.config, [pairing.deal for pairing in pairings], game.judge)
+    while turns := batch.pending():
+        batch.submit(_speak(game.config, policies, pairings, turns))
+    played = [
+        Played(red=pairing.red, blue=pairing.blue, seed=pairing.seed, transcript=transcript)
+        for pairing, transcript in zip(pairings, batch.transcripts(), strict=True)
+    ]
+    _check_judge(game.judge, played)
+    return played
+
+
+def utilities(played: Sequence[Played]) -> np.ndarray:
+    """[N] u_red of each dialogue, NaN where it is unscored."""
+    return np.array([item.transcript.utility for item in played], dtype=float)
+
+
+def _speak(
+    config: GameConfig, policies: Mapping[str, Policy], pairings: Sequence[Pairing], turns: Sequence[Turn]
+) -> dict[int, Action]:
+    by_version: dict[str, list[Turn]] = {}
+    for turn in turns:
+        pairing = pairings[turn.dialogue]
+        by_version.setdefault(_speaker(pairing, turn.observation.role), []).append(turn)
+    actions: dict[int, Action] = {}
+    merged: list[tuple[BackendPolicy, list[Turn], list[Request]]] = []
+    for version, members in by_version.items():
+        policy = policies[version]
+        observations = [turn.observation for turn in members]
+        seeds = [_seed(pairings[turn.dialogue], turn) for turn in members]
+        if isinstance(policy, BackendPolicy):
+            merged.append((policy, members, policy.requests(observations, seeds)))
+        else:
+            said = checked_actions(policy, policy.act(observations, seeds), len(members))
+            actions.update(zip((turn.dialogue for turn in members), said, strict=True))
+    generated = _ask_backends(merged)
+    actions.update({index: _cut(action, config.max_action_chars) for index, action in generated.items()})
+    return actions
+
+
+def _ask_backends(merged: Sequence[tuple[BackendPolicy, list[Turn], list[Request]]]) -> dict[int, Action]:
+    """One call per backend, whatever the number of policies on it."""
+    actions: dict[int, Action] = {}
+    backends: dict[int, Backend] = {id(policy.backend): policy.backend for policy, _, _ in merged}
+    for key, backend in backends.items():
+        entries = [entry for entry in merged if id(entry[0].backend) == key]
+        completions = iter(backend.generate([request for _, _, requests in entries for request in requests]))
+        for policy, members, requests in entries:
+            own: list[Completion] = [next(completions) for _ in requests]
+            actions.update(zip((turn.dialogue for turn in members), policy.finish(own), strict=True))
+    return actions
+
+
+def _speaker(pairing: Pairing, role: Role) -> str:
+    return pairing.red if role == "red" else pairing.blue
+
+
+def _seed(pairing: Pairing, turn: Turn) -> int:
+    return turn_seed(pairing.seed, turn.observation.turn, turn.observation.role == "blue")
+
+
+def _cut(action: Action, limit: int) -> Action:
+    """A model cannot be asked to count characters: what is beyond the limit is not said."""
+    if len(action.text) <= limit:
+        return action
+    return replace(action, text=action.text[:limit])
+
+
+def _check_judge(judge: Judge, played: Sequence[Played]) -> None:
+    failed = [item.transcript for item in played if item.transcript.unscored]
+    if len(played) >= 4 and len(failed) == len(played):
+        reason = next(verdict.raw.get("error", "") for verdict in failed[0].verdicts if not verdict.valid)
+        raise JudgeError(
+            f"expected verdicts from judge {judge.judge_id}, it failed in all {len(played)} dialogues ({reason}); "
+            "mend the judge and run the same command again, nothing of this block was counted"
+        )

@@ -1,0 +1,310 @@
+"""From a config to a finished run: load the model, run the loop, check the result on fresh dialogues.
+
+Everything is a named unit in the run directory, so that the same call goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rtg_agents.hf import TorchBackend
+from rtg_agents.models import resolve_encoder, resolve_model
+from rtg_agents.population import Population, untrained_members
+from rtg_agents.progress import Progress, WorkMeter
+from rtg_env import goals as goals_module
+from rtg_env import rules
+from rtg_env.errors import ConfigError, JudgeError
+from rtg_env.goals import GoalSet
+from rtg_env.judges.base import Judge, judge_safely
+from rtg_env.transcripts import Played
+from rtg_env.types import Case
+from rtg_solvers import __version__, gaps, loop, result
+from rtg_solvers.configs import to_mapping
+from rtg_solvers.gaps import measure_gap, paired_gain, restricted_deviations
+from rtg_solvers.measures import Estimate, paired_estimate
+from rtg_solvers.methods import grts
+from rtg_solvers.payoffs import Cell, Samples
+from rtg_solvers.result import Result
+from rtg_solvers.rollout import Game, Pairing, draw_pairings, play, utilities
+from rtg_solvers.run import RunDirectory, default_name, read_settings
+from rtg_solvers.seeding import draw_seed, rng_for
+
+MAX_UNSCORED_SHARE = 0.5
+"""A unit in which the judge fails more often than this stops the run."""
+
+_RESULT = "result"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A finished run."""
+
+    path: Path
+    """Its directory."""
+
+    result: Result
+    """Its numbers."""
+
+    was_finished: bool
+    """Whether it had been finished before this call."""
+
+
+def resolve_judge(name: str, *, offline: bool = False, cache_dir: Path | None = None, progress: Progress | None = None) -> Judge:
+    """A judge by its name in configs.
+
+    Args:
+        name: `offline-a`, `offline-b`, or `module:attribute`, a class without arguments or an object.
+        offline: Never fetch the encoder that B needs.
+        cache_dir: For that encoder.
+        progress: Is told about downloads.
+
+    Raises:
+        ConfigError: If there is no such judge.
+    """
+    if name == "offline-a":
+        from rtg_env.judges.offline import OfflineJudge
+
+        return OfflineJudge()
+    if name == "offline-b":
+        from rtg_agents.embedding import SentenceEncoder
+        from rtg_env.judges.embedding import EmbeddingJudge
+
+        return EmbeddingJudge(SentenceEncoder(resolve_encoder(offline=offline, cache_dir=cache_dir, progress=progress)))
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ConfigError(f"expected a judge `offline-a`, `offline-b` or `module:attribute`, got {name!r}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"expected to import the judge {name!r}, it cannot be had: {error}") from None
+    judge = found() if isinstance(found, type) else found
+    if not isinstance(judge, Judge):
+        raise ConfigError(f"expected {name!r} to have judge_id and judge(cases), got {type(judge).__name__}")
+    return judge
+
+
+def run_grts(
+    config: grts.GRTSConfig,
+    *,
+    runs: Path,
+    name: str | None,
+    progress: Progress,
+    offline: bool = False,
+    cache_dir: Path | None = None,
+    backend: TorchBackend | None = None,
+) -> Outcome:
+    """Run GRTS, or go on with it, or report it if it is finished.
+
+    Args:
+        config: Decides everything that is computed.
+        runs: Folder that holds runs.
+        name: Of the run; default: derived from the config.
+        progress: Is told how far the work is.
+        offline: Never fetch anything.
+        cache_dir: Of models.
+        backend: Default: loads `config.model`.
+
+    Raises:
+        RTGError: Any of the tree, with a remedy; the run stays resumable.
+    """
+    goal_set = goals_module.load(config.goals)
+    judge = resolve_judge(config.judge, offline=offline, cache_dir=cache_dir, progress=progress)
+    check_goals(config, goal_set)
+    settings = run_settings(config, goal_set, judge)
+    with RunDirectory(runs, name or default_name("grts", settings), settings, goal_set) as run:
+        if run.store.has_block(_RESULT):
+            return Outcome(path=run.path, result=result.from_json(run.store.block_data(_RESULT)), was_finished=True)
+        if backend is None:
+            folder = resolve_model(config.model, offline=offline, cache_dir=cache_dir, progress=progress)
+            progress.message(f"Loading {config.model} ..")
+            backend = TorchBackend.load(folder, model_id=config.model, lora=config.lora)
+        second = (
+            resolve_judge(config.report_judge, offline=offline, cache_dir=cache_dir, progress=progress) if config.report_judge else None
+        )
+        session = Session(config, goal_set, judge, second, run, backend, progress)
+        found = session.finish()
+        run.store.put_block(_RESULT, [], result.to_json(found))
+        return Outcome(path=run.path, result=found, was_finished=False)
+
+
+def read_result(path: Path) -> Result | None:
+    """The result of a run on disk; None if it is not finished."""
+    settings = read_settings(path)
+    goal_set = goals_module.load(settings["config"]["goals"])
+    with RunDirectory(path.parent, path.name, settings, goal_set) as run:
+        data = run.store.block_data(_RESULT)
+    return result.from_json(data) if data else None
+
+
+def run_settings(config: grts.GRTSConfig, goal_set: GoalSet, judge: Judge) -> dict[str, Any]:
+    """What identifies a run: the config, and what its names stand for."""
+    return {"config": to_mapping(config), "goals_digest": goal_set.digest, "judge_id": judge.judge_id, "version": __version__}
+
+
+def check_goals(config: grts.GRTSConfig, goal_set: GoalSet) -> None:
+    """Refuse goals on which the run would fail hours later.
+
+    Raises:
+        ConfigError: If a half lacks harmful goals, or benign ones that the game draws.
+    """
+    for split in ("train", "heldout"):
+        half = goal_set.split(split)  # type: ignore[arg-type]  # both are Split
+        if not half.harmful or (config.game.benign_prob > 0 and not half.benign):
+            raise ConfigError(
+                f"expected harmful and benign goals in the {split} half of {goal_set.source}, got {len(half.harmful)} and "
+                f"{len(half.benign)}; add goals, set their `split`, or set game.benign_prob to 0"
+            )
+
+
+class Session:
+    """One process's work on a run."""
+
+    def __init__(
+        self,
+        config: grts.GRTSConfig,
+        goal_set: GoalSet,
+        judge: Judge,
+        second_judge: Judge | None,
+        run: RunDirectory,
+        backend: TorchBackend,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._run = run
+        self._backend = backend
+        self._second_judge = second_judge
+        self._started = time.monotonic()
+        self._game = Game(config=config.game, goals=goal_set.split("train"), judge=judge)
+        self._heldout = Game(config=config.game, goals=goal_set.split("heldout"), judge=judge)
+        self._population = Population(run.population, backend, config.sampling)
+        total = grts.cost(config, len(self._heldout.goals.harmful)).units
+        self._meter = WorkMeter(progress, "solve", total)
+
+    def finish(self) -> Result:
+        """Run the loop to its end and measure the result."""
+        for member in untrained_members():
+            if self._population.restored(member.version) is None:
+                self._population.add(member)
+        solution = loop.solve(grts.method(self._config, self._backend), self._context())
+        payoffs, mixture = solution.payoffs, solution.mixture
+        gap_settings = {"seed": self._config.seed, "count": self._config.dialogues_per_gap}
+        oracle_gaps = []
+        for k, iteration in enumerate(solution.iterations):
+            newest = {member.role: member.version for member in iteration.new}
+            pair = (newest["red"], newest["blue"])
+            oracle_gaps.append(measure_gap(f"oracle-gap/{k}", self._game, iteration.mixture, pair, self._play_unit, **gap_settings))
+        pair = restricted_deviations(payoffs, mixture)
+        restricted = measure_gap("restricted-gap", self._game, mixture, pair, self._play_unit, **gap_settings)
+        newest = (self._population.names("red")[-1], self._population.names("blue")[-1])
+        red_gain, second_red = self._heldout_gain("red", newest[0])
+        blue_gain, second_blue = self._heldout_gain("blue", newest[1])
+        second = {"judge_id": self._second_judge.judge_id, "red": second_red, "blue": second_blue} if self._second_judge else {}
+        return Result(
+            red=payoffs.red,
+            blue=payoffs.blue,
+            labels={member.version: member.label for member in self._population},
+            cells=tuple(tuple(payoffs.estimate(r, b) for b in payoffs.blue) for r in payoffs.red),
+            red_mixture=tuple(float(weight) for weight in mixture.red),
+            blue_mixture=tuple(float(weight) for weight in mixture.blue),
+            value=mixture.value,
+            oracle_gap=oracle_gaps[-1],
+            restricted_gap=restricted,
+            heldout_red_gain=red_gain,
+            heldout_blue_gain=blue_gain,
+            second_judge=second,
+            wall_s=time.monotonic() - self._started,
+            warnings=tuple(payoffs.unscored_warnings()),
+        )
+
+    def _context(self) -> loop.Context:
+        return loop.Context(
+            game=self._game,
+            population=self._population,
+            play_cell=self._play_cell,
+            store=self._run.store,
+            seed=self._config.seed,
+            workdir=self._run.work,
+            meter=self._meter,
+        )
+
+    def _play_cell(self, cell: Cell) -> Samples:
+        # The same generator for every cell: one common order of goals and seeds.
+        pairings = draw_pairings(
+            self._game,
+            rng_for(self._config.seed, "cells"),
+            count=self._config.dialogues_per_cell,
+            red=lambda _: cell.red,
+            blue=lambda _: cell.blue,
+        )
+        played = self._play_unit(f"cell/{cell.red}/{cell.blue}", pairings)
+        return Samples(utilities=utilities(played), goal_ids=tuple(item.transcript.goal.id for item in played))
+
+    def _play_unit(self, name: str, pairings: Sequence[Pairing], game: Game | None = None) -> list[Played]:
+        def fresh() -> list[Played]:
+            played = play(game or self._game, self._population.policies, pairings)
+            unscored = sum(item.transcript.unscored for item in played)
+            if unscored > MAX_UNSCORED_SHARE * len(played):
+                raise JudgeError(
+                    f"expected verdicts on at least {1 - MAX_UNSCORED_SHARE:.0%} of the dialogues of {name}, "
+                    f"the judge failed on {unscored} of {len(played)}; mend the judge and run the same command again"
+                )
+            return played
+
+        played = self._run.unit(name, fresh)
+        self._meter.add(len(played))
+        return played
+
+    def _heldout_gain(self, role: str, newest: str) -> tuple[Estimate, Any]:
+        """Paired gain of the newest member of a side over the base model, the base model on the other side."""
+        base = {"red": self._population.names("red")[0], "blue": self._population.names("blue")[0]}
+        pairings = self._heldout_pairings(role, base)
+        before = self._play_unit(f"heldout/{role}/base", pairings, self._heldout)
+        after = self._play_unit(f"heldout/{role}/newest", [_with(pairing, role, newest) for pairing in pairings], self._heldout)
+        side: Any = role
+        gain = paired_gain(self._heldout, side, after, before)
+        if self._second_judge is None:
+            return gain, None
+        return gain, result.asdict(self._second_opinion(role, before, after, self._second_judge))
+
+    def _heldout_pairings(self, role: str, base: dict[str, str]) -> list[Pairing]:
+        rng = rng_for(self._config.seed, "heldout", role)
+        pool = self._heldout.goals.harmful if role == "red" or self._config.game.benign_prob == 0 else tuple(self._heldout.goals)
+        count = len(self._heldout.goals.harmful) * self._config.heldout_repeats
+        order = [pool[index] for _ in range(1 + count // len(pool)) for index in rng.permutation(len(pool))][:count]
+        return [
+            Pairing(red=base["red"], blue=base["blue"], deal=rules.draw_deal(self._config.game, goal, rng), seed=draw_seed(rng))
+            for goal in order
+        ]
+
+    def _second_opinion(self, role: str, before: Sequence[Played], after: Sequence[Played], judge: Judge) -> Estimate:
+        first, second = (after, before) if role == "red" else (before, after)
+        pair = [rejudged(self._config.game, judge, played) for played in (first, second)]
+        clusters = [item.transcript.goal.id for item in before]
+        return paired_estimate(pair[0], pair[1], clusters, max_utility=self._config.game.max_utility)
+
+
+def rejudged(config: rules.GameConfig, judge: Judge, played: Sequence[Played]) -> list[float]:
+    """u_red of recorded dialogues under another judge, NaN where it fails; one batch, nothing is played again."""
+    from rtg_env.rewards import dialogue_utility, exchange_utility
+
+    cases, owners = [], []
+    for index, item in enumerate(played):
+        for turn in range(len(item.transcript.exchanges)):
+            cases.append(Case(goal=item.transcript.goal, exchanges=item.transcript.exchanges[: turn + 1]))
+            owners.append(index)
+    values: list[list[float]] = [[] for _ in played]
+    for owner, verdict, case in zip(owners, judge_safely(judge, cases), cases, strict=True):
+        values[owner].append(exchange_utility(config, case.goal, verdict) if verdict.valid else float("nan"))
+    return [dialogue_utility(config, row) if not any(v != v for v in row) else float("nan") for row in values]
+
+
+def _with(pairing: Pairing, role: str, version: str) -> Pairing:
+    return replace(pairing, red=version) if role == "red" else replace(pairing, blue=version)
+
+
+__all__ = ["Outcome", "Session", "check_goals", "gaps", "read_result", "rejudged", "resolve_judge", "run_grts", "run_settings"]

@@ -1,0 +1,98 @@
+"""What a person sees in the terminal: progress with an estimate of the time left, and the closing table.
+
+Everything that models wrote passes through `rtg_env.text` and rich's escape before it gets here.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rtg_env.text import one_line
+from rtg_solvers.gaps import Gap
+from rtg_solvers.measures import Estimate
+from rtg_solvers.result import Result
+
+
+class RichProgress:
+    """Draws announcements and bars; on a dumb terminal or a pipe, a line every tenth of the way.
+
+    Args:
+        console: Where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._tenths: dict[str, int] = {}
+
+    def __enter__(self) -> RichProgress:
+        if self._console.is_terminal:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._progress.stop()
+
+    def message(self, text: str) -> None:
+        """One line above the bars."""
+        self._console.print(escape(one_line(text, max_chars=400)), highlight=False)
+
+    def advance(self, task: str, done: float, total: float) -> None:
+        """Move a bar, or print a line at every tenth."""
+        if not self._console.is_terminal:
+            tenth = int(10 * done / total) if total else 0
+            if tenth > self._tenths.get(task, 0):
+                self._tenths[task] = tenth
+                self._console.print(f"{escape(task)}: {10 * tenth} %", highlight=False)
+            return
+        if task not in self._tasks:
+            self._tasks[task] = self._progress.add_task(escape(task), total=total)
+        self._progress.update(self._tasks[task], completed=done, visible=done < total)
+
+
+def result_tables(result: Result) -> list[Table]:
+    """The payoff matrix with both mixtures, and the gaps."""
+    payoff = Table(title="Payoff: what red wins per dialogue (mean ± standard error)", title_justify="left")
+    payoff.add_column("red \\ blue")
+    for version in result.blue:
+        payoff.add_column(_name(result, version), justify="right")
+    payoff.add_column("red mixture", justify="right")
+    for version, row, weight in zip(result.red, result.cells, result.red_mixture, strict=True):
+        payoff.add_row(_name(result, version), *(f"{cell.mean:.3f} ± {cell.se:.3f}" for cell in row), f"{weight:.2f}")
+    payoff.add_section()
+    payoff.add_row("blue mixture", *(f"{weight:.2f}" for weight in result.blue_mixture), f"value {result.value:.3f}")
+    gaps = Table(title="Gains on fresh dialogues, paired, with 95 % intervals (by goal)", title_justify="left")
+    for column in ("what", "red gains", "blue gains", "sum of gains above 0"):
+        gaps.add_column(column, justify="left" if column == "what" else "right")
+    gaps.add_row("oracle_gap: newest best responses", *_gap_cells(result.oracle_gap))
+    gaps.add_row("restricted_gap: members of the populations", *_gap_cells(result.restricted_gap))
+    gaps.add_row("newest over base model, held-out goals", str(result.heldout_red_gain), str(result.heldout_blue_gain), "")
+    if result.second_judge:
+        second = [Estimate(**result.second_judge[role]) for role in ("red", "blue")]
+        gaps.add_row(f"the same, judged by {escape(one_line(result.second_judge['judge_id']))}", str(second[0]), str(second[1]), "")
+    return [payoff, gaps]
+
+
+def _gap_cells(gap: Gap) -> tuple[str, str, str]:
+    low, high = gap.interval
+    return str(gap.red_gain), str(gap.blue_gain), f"{gap.total:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _name(result: Result, version: str) -> str:
+    return f"{escape(version.split('@')[0])} {escape(one_line(result.labels.get(version, ''), max_chars=40))}"
