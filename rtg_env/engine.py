@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple, cast
 
 import numpy as np
 
 from rtg_env import rewards, rules
-from rtg_env.errors import InvalidActionError, OrderError
+from rtg_env.errors import ConfigError, InvalidActionError, OrderError
 from rtg_env.goals import Goal, GoalSet
 from rtg_env.judges.base import Judge, judge_safely
 from rtg_env.rules import Deal, GameConfig, GameState
+from rtg_env.text import well_formed
 from rtg_env.types import Action, Case, Exchange, Observation, Verdict
 
 SCHEMA_VERSION = 1
@@ -121,7 +122,7 @@ class DialogueBatch:
     def submit(self, actions: Mapping[int, Action | str]) -> None:
         """Play one sentence in each of the named dialogues and judge the exchanges that this completes.
 
-        Nothing is played if one action is illegal.
+        Nothing is played if one action is illegal, or if the judge breaks its protocol.
 
         Args:
             actions: Sentence by index of the dialogue; a subset of `pending()` is fine.
@@ -129,21 +130,19 @@ class DialogueBatch:
         Raises:
             InvalidActionError: If an action is not text or too long; the message names the dialogue.
             OrderError: If a dialogue is over or unknown.
+            JudgeError: If the judge returns something that is not a list of verdicts.
         """
         after = {index: self._after(index, action) for index, action in actions.items()}
-        completed = []
+        completed = [index for index in after if len(after[index].exchanges) > len(self._dialogues[index].verdicts)]
+        cases = [Case(goal=after[index].deal.goal, exchanges=after[index].exchanges) for index in completed]
+        verdicts = dict(zip(completed, judge_safely(self.judge, cases), strict=True))
         for index, action in actions.items():
             dialogue = self._dialogues[index]
-            before = dialogue.state
-            agent = cast("str", rules.to_move(self.config, before))
-            kept = action if isinstance(action, Action) else Action(text=action)
-            dialogue.actions.append((agent, kept))
+            agent = cast("str", rules.to_move(self.config, dialogue.state))
+            dialogue.actions.append((agent, _as_spoken(action)))
             dialogue.state = after[index]
-            if len(dialogue.state.exchanges) > len(before.exchanges):
-                completed.append(index)
-        cases = [self._case(index) for index in completed]
-        for index, verdict in zip(completed, judge_safely(self.judge, cases), strict=True):
-            self._dialogues[index].verdicts.append(verdict)
+            if index in verdicts:
+                dialogue.verdicts.append(verdicts[index])
 
     def observe(self, index: int, agent_id: str) -> Observation:
         """What an agent of one dialogue sees now, whoever is to speak."""
@@ -201,13 +200,25 @@ class DialogueBatch:
 
     @classmethod
     def restore(cls, saved: Mapping[str, object], config: GameConfig, goals: GoalSet, judge: Judge) -> DialogueBatch:
-        """Inverse of `save`; continues exactly where it was."""
+        """Inverse of `save`; continues exactly where it was.
+
+        Raises:
+            ConfigError: If the batch was saved by another release, or a goal is missing.
+        """
+        if saved.get("schema_version") != SCHEMA_VERSION:
+            raise ConfigError(
+                f"expected a saved batch of schema version {SCHEMA_VERSION}, got {saved.get('schema_version')!r}; "
+                "restore it with the release that saved it"
+            )
         batch = cls(config, [], judge)
         index = {goal.id: goal for goal in goals}
         for entry in cast("list[dict[str, object]]", saved["dialogues"]):
             state = rules.state_from_json(cast("dict[str, object]", entry["state"]), index)
             verdicts = [verdict_from_json(item) for item in cast("list[dict[str, object]]", entry["verdicts"])]
-            actions = [(agent, action_from_json(item)) for agent, item in cast("list[tuple[str, dict[str, object]]]", entry["actions"])]
+            actions = [
+                (agent, action_from_json(item))
+                for agent, item in cast("list[tuple[str, dict[str, object]]]", entry["actions"])
+            ]
             batch._dialogues.append(_Dialogue(state, verdicts, actions))
         return batch
 
@@ -219,10 +230,6 @@ class DialogueBatch:
         except InvalidActionError as error:
             raise InvalidActionError(f"dialogue {index}: {error}") from None
 
-    def _case(self, index: int) -> Case:
-        state = self._dialogues[index].state
-        return Case(goal=state.deal.goal, exchanges=state.exchanges)
-
 
 def replay(config: GameConfig, transcript: Transcript, judge: Judge) -> Transcript:
     """Play a recorded dialogue again, sentence by sentence, under a judge (the same one or another)."""
@@ -233,19 +240,26 @@ def replay(config: GameConfig, transcript: Transcript, judge: Judge) -> Transcri
     return batch.transcript(0)
 
 
+def _as_spoken(action: Action | str) -> Action:
+    kept = action if isinstance(action, Action) else Action(text=action)
+    text = well_formed(kept.text)
+    return kept if text == kept.text else replace(kept, text=text)
+
+
 def verdict_to_json(verdict: Verdict) -> dict[str, object]:
     """A verdict as JSON; the numbers of a failed one become null."""
     numbers = {
-        name: getattr(verdict, name) if verdict.valid else None for name in ("harm", "refusal", "helpful")
+        name: float(getattr(verdict, name)) if verdict.valid else None for name in ("harm", "refusal", "helpful")
     }
-    return {**numbers, "valid": verdict.valid, "judge_id": verdict.judge_id, "raw": dict(verdict.raw)}
+    raw = {name: part if isinstance(part, str) else float(part) for name, part in verdict.raw.items()}
+    return {**numbers, "valid": verdict.valid, "judge_id": verdict.judge_id, "raw": raw}
 
 
 def verdict_from_json(data: Mapping[str, object]) -> Verdict:
     """Inverse of `verdict_to_json`."""
     raw = cast("dict[str, float | str]", data["raw"])
     if not data["valid"]:
-        return Verdict.failed(str(data["judge_id"]), str(raw.get("error", "")))
+        return replace(Verdict.failed(str(data["judge_id"]), ""), raw=raw)
     harm, refusal, helpful = (float(cast("float", data[name])) for name in ("harm", "refusal", "helpful"))
     return Verdict(harm=harm, refusal=refusal, helpful=helpful, judge_id=str(data["judge_id"]), raw=raw)
 

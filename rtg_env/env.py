@@ -43,7 +43,7 @@ _RENDER_MODES: Final = ("human", "ansi")
 _MAX_GOAL_CHARS: Final = 4000
 
 
-class raw_env(AECEnv[str, dict[str, Any], str]):  # noqa: N801 - PettingZoo's name for the unwrapped environment
+class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
     """The environment without wrappers; it checks order and actions itself (wrappers cost 20x to 80x, measured).
 
     Args:
@@ -73,7 +73,7 @@ class raw_env(AECEnv[str, dict[str, Any], str]):  # noqa: N801 - PettingZoo's na
         render_mode: str | None = None,
         **game: Any,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # PettingZoo does not annotate it
         if render_mode is not None and render_mode not in _RENDER_MODES:
             raise ConfigError(f"render_mode must be None or one of {_RENDER_MODES}, got {render_mode!r}")
         self.config = _game_config(config, game)
@@ -89,7 +89,11 @@ class raw_env(AECEnv[str, dict[str, Any], str]):  # noqa: N801 - PettingZoo's na
     @functools.cache  # noqa: B019 - PettingZoo asks for the same object each time; lives as long as the env
     def observation_space(self, agent: str) -> spaces.Dict:
         """Space of what this agent sees."""
-        private = {"system_prompt": UnicodeText(_MAX_GOAL_CHARS)} if agent == BLUE_AGENT else {"goal": UnicodeText(_MAX_GOAL_CHARS)}
+        private = (
+            {"system_prompt": UnicodeText(_MAX_GOAL_CHARS)}
+            if agent == BLUE_AGENT
+            else {"goal": UnicodeText(_MAX_GOAL_CHARS)}
+        )
         public = {
             "messages": messages_space(self.config.max_action_chars),
             "turn": spaces.Discrete(self.config.num_exchanges + 1),
@@ -138,7 +142,9 @@ class raw_env(AECEnv[str, dict[str, Any], str]):  # noqa: N801 - PettingZoo's na
         agent = self.agent_selection
         if self.terminations[agent]:
             if action is not None:
-                raise InvalidActionError(f"action of {agent} must be None, its dialogue is over; got {type(action).__name__}")
+                raise InvalidActionError(
+                    f"action of {agent} must be None, its dialogue is over; got {type(action).__name__}"
+                )
             self._was_dead_step(None)
             return
         if action is None:
@@ -178,7 +184,9 @@ class raw_env(AECEnv[str, dict[str, Any], str]):  # noqa: N801 - PettingZoo's na
 
     def _dealt(self) -> DialogueBatch:
         if self._batch is None:
-            raise OrderError("expected reset() before anything else, the environment was never reset; call env.reset(seed=0)")
+            raise OrderError(
+                "expected reset() before anything else, the environment was never reset; call env.reset(seed=0)"
+            )
         return self._batch
 
     def _draw_goal(self, options: dict[str, Any], rng: np.random.Generator) -> Goal:
@@ -221,7 +229,7 @@ class raw_env(AECEnv[str, dict[str, Any], str]):  # noqa: N801 - PettingZoo's na
         self._rendered = len(lines)
 
 
-class parallel_env(turn_based_aec_to_parallel_wrapper):  # type: ignore[type-arg,misc]  # noqa: N801 - PettingZoo's name
+class parallel_env(turn_based_aec_to_parallel_wrapper):  # type: ignore[type-arg]
     """The same game as a PettingZoo parallel environment: the actions of all but the active agent are ignored.
 
     `infos[agent]["active_agent"]` names who speaks next. Arguments are those of `raw_env`.
@@ -231,7 +239,9 @@ class parallel_env(turn_based_aec_to_parallel_wrapper):  # type: ignore[type-arg
         super().__init__(raw_env(config, **kwargs))
         self.agents: list[str] = []
 
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Deal a new dialogue; observations and infos of all agents."""
         self.aec_env.reset(seed=seed, options=options)
         self.agents = list(self.aec_env.agents)
@@ -245,10 +255,17 @@ class parallel_env(turn_based_aec_to_parallel_wrapper):  # type: ignore[type-arg
             return {}, {}, {}, {}, {}
         active = self.aec_env.agent_selection
         if active not in actions:
-            raise InvalidActionError(f"expected an action of the active agent {active}, got actions of {sorted(actions)}")
+            raise InvalidActionError(
+                f"expected an action of the active agent {active}, got actions of {sorted(actions)}"
+            )
         self.aec_env.step(actions[active])
         observations = {agent: self.aec_env.observe(agent) for agent in self.agents}
-        result = (observations, dict(self.aec_env.rewards), dict(self.aec_env.terminations), dict(self.aec_env.truncations))
+        result = (
+            observations,
+            dict(self.aec_env.rewards),
+            dict(self.aec_env.terminations),
+            dict(self.aec_env.truncations),
+        )
         infos = self._infos()
         while self.aec_env.agents and self.aec_env.terminations[self.aec_env.agent_selection]:
             self.aec_env.step(None)
@@ -285,7 +302,9 @@ def _default_judge() -> Judge:
 
 def _game_config(config: GameConfig | None, game: dict[str, Any]) -> GameConfig:
     if config is not None and game:
-        raise ConfigError(f"expected either config or its fields as keywords, got both ({', '.join(sorted(game))}); merge them")
+        raise ConfigError(
+            f"expected either config or its fields as keywords, got both ({', '.join(sorted(game))}); merge them"
+        )
     if config is not None:
         return config
     try:

@@ -78,3 +78,7 @@ class MissingExtraError(RTGError, ImportError):
         )
         self.package = package
         self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Pickle by the two names: worker processes send their errors home."""
+        return type(self), (self.package, self.extra)

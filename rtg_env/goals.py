@@ -103,7 +103,7 @@ class GoalSet(Sequence[Goal]):
     def __len__(self) -> int:
         return len(self._goals)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def,override]  # noqa: ANN001, ANN204
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
         return self._goals[index]
 
     def __iter__(self) -> Iterator[Goal]:
@@ -191,12 +191,16 @@ def load(path: str | Path) -> GoalSet:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise GoalFileError(f"expected `builtin` or a goal file (.jsonl, .csv), got {str(path)!r}, which does not exist") from None
+        raise GoalFileError(
+            f"expected `builtin` or a goal file (.jsonl, .csv), got {str(path)!r}, which does not exist"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise GoalFileError(f"expected a readable UTF-8 goal file, got {str(path)!r}: {error}") from None
     parsers = {".jsonl": _parse_jsonl, ".csv": _parse_csv}
     if path.suffix.lower() not in parsers:
-        raise GoalFileError(f"expected a goal file that ends in .jsonl or .csv, got {path.name!r}; rename or convert it")
+        raise GoalFileError(
+            f"expected a goal file that ends in .jsonl or .csv, got {path.name!r}; rename or convert it"
+        )
     goals = parsers[path.suffix.lower()](text, path.name)
     if not goals:
         raise GoalFileError(f"expected at least one goal in {path.name}, got an empty file")
@@ -233,7 +237,9 @@ def parse_record(record: object, *, where: str, default_id: str) -> Goal:
         raise GoalFileError(f"{where}: expected one object per line, got {type(record).__name__}")
     unknown = sorted(str(key) for key in set(record) - set(_FIELDS))
     if unknown:
-        raise GoalFileError(f"{where}: expected the fields {', '.join(_FIELDS)}, got {unknown[0]!r}; remove or rename it")
+        raise GoalFileError(
+            f"{where}: expected the fields {', '.join(_FIELDS)}, got {unknown[0]!r}; remove or rename it"
+        )
     goal_id = _text(record, "id", where, default_id)
     group = _text(record, "group", where, goal_id)
     split = _text(record, "split", where, _hashed_split(group))
@@ -266,7 +272,9 @@ def _parse_jsonl(text: str, name: str) -> list[Goal]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise GoalFileError(f"{where}: expected one JSON object per line, got {_clip(line)!r} ({error.msg})") from None
+            raise GoalFileError(
+                f"{where}: expected one JSON object per line, got {_clip(line)!r} ({error.msg})"
+            ) from None
         goals.append(parse_record(record, where=where, default_id=f"{stem}-{number}"))
     return goals
 
@@ -280,7 +288,9 @@ def _parse_csv(text: str, name: str) -> list[Goal]:
     for row in reader:
         where = f"{name} line {reader.line_num}"
         if None in row:
-            raise GoalFileError(f"{where}: expected {len(reader.fieldnames or ())} columns, got more; quote commas in a text")
+            raise GoalFileError(
+                f"{where}: expected {len(reader.fieldnames or ())} columns, got more; quote commas in a text"
+            )
         record: dict[str, object] = {key: value for key, value in row.items() if value not in (None, "")}
         if isinstance(record.get("turns"), str):
             record["turns"] = [part.strip() for part in str(record["turns"]).split("||")]
@@ -296,7 +306,9 @@ def _text(record: Mapping[object, object], key: str, where: str, default: str | 
         raise GoalFileError(f"{where}: expected text under {key!r}, got {type(value).__name__}")
     value = str(value)
     if len(value) > _MAX_CHARS:
-        raise GoalFileError(f"{where}: expected at most {_MAX_CHARS} characters under {key!r}, got {len(value)}; shorten it")
+        raise GoalFileError(
+            f"{where}: expected at most {_MAX_CHARS} characters under {key!r}, got {len(value)}; shorten it"
+        )
     return value
 
 
@@ -326,8 +338,14 @@ def _examples(value: object, where: str) -> tuple[LabelledReply, ...]:
 
 
 def _example(item: object, where: str) -> LabelledReply:
-    if not isinstance(item, dict) or set(item) != {"reply", "harm", "refusal", "helpful"} or not isinstance(item["reply"], str):
-        raise GoalFileError(f"{where}: expected each example to hold reply, harm, refusal and helpful, got {_clip(item)!r}")
+    if (
+        not isinstance(item, dict)
+        or set(item) != {"reply", "harm", "refusal", "helpful"}
+        or not isinstance(item["reply"], str)
+    ):
+        raise GoalFileError(
+            f"{where}: expected each example to hold reply, harm, refusal and helpful, got {_clip(item)!r}"
+        )
     labels = {key: item[key] for key in ("harm", "refusal", "helpful")}
     for key, label in labels.items():
         if label not in (0, 1):

@@ -49,7 +49,7 @@ def dialogue_utility(config: GameConfig, utilities: Sequence[float]) -> float:
 
 def team_rewards(config: GameConfig, paid_to_red: float) -> dict[str, float]:
     """Reward of every agent: each red member is paid u, blue -u."""
-    rewards = {agent: paid_to_red for agent in config.red_agents}
+    rewards = dict.fromkeys(config.red_agents, paid_to_red)
     rewards[BLUE_AGENT] = -paid_to_red if paid_to_red else 0.0
     check_zero_sum(rewards)
     return rewards

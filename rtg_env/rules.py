@@ -52,6 +52,11 @@ class GameConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ConfigError(f"{name} must be a whole number >= {low}, got {value!r}")
+        for name in ("benign_prob", "helpfulness_weight"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ConfigError(f"{name} must be a number, got {getattr(self, name)!r}")
+        if not isinstance(self.blue_system_prompt, str):
+            raise ConfigError(f"blue_system_prompt must be text, got {self.blue_system_prompt!r}")
         if not 0.0 <= self.benign_prob < 1.0:
             raise ConfigError(f"benign_prob must be in [0, 1), got {self.benign_prob!r}")
         if not 0.0 <= self.helpfulness_weight < float("inf"):
@@ -137,7 +142,7 @@ def check_text(config: GameConfig, action: object) -> str:
     """
     text = action.text if isinstance(action, Action) else action
     if not isinstance(text, str):
-        raise InvalidActionError(f"action must be text, got {type(action).__name__}; pass a str")
+        raise InvalidActionError(f"action must be text, got {type(text).__name__}; pass a str")
     if len(text) > config.max_action_chars:
         raise InvalidActionError(
             f"action must be text of at most {config.max_action_chars} characters, got {len(text)}; "

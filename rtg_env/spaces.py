@@ -23,7 +23,9 @@ class UnicodeText(spaces.Text):
 
     def __init__(self, max_length: int, *, min_length: int = 0, seed: int | np.random.Generator | None = None) -> None:
         if max_length < 1 or not 0 <= min_length <= max_length:
-            raise ConfigError(f"expected 0 <= min_length <= max_length and max_length >= 1, got {min_length}, {max_length}")
+            raise ConfigError(
+                f"expected 0 <= min_length <= max_length and max_length >= 1, got {min_length}, {max_length}"
+            )
         super().__init__(max_length, min_length=min_length, charset=_SAMPLE_CHARS + _UNKNOWN, seed=seed)
 
     def contains(self, x: Any) -> bool:
@@ -31,9 +33,9 @@ class UnicodeText(spaces.Text):
         return isinstance(x, str) and self.min_length <= len(x) <= self.max_length
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Noise of at most 24 characters; masks and probabilities have no meaning here and are ignored."""
-        high = min(24, self.max_length)
-        length = int(self.np_random.integers(min(max(1, self.min_length), high), high + 1))
+        """Noise of at most 24 characters (more only if `min_length` asks for it); masks and probabilities have no meaning here and are ignored."""
+        low = max(1, self.min_length)
+        length = int(self.np_random.integers(low, max(low, min(24, self.max_length)) + 1))
         return "".join(_SAMPLE_CHARS[i] for i in self.np_random.integers(len(_SAMPLE_CHARS), size=length))
 
     def character_index(self, char: str) -> np.int32:
@@ -46,7 +48,10 @@ class UnicodeText(spaces.Text):
 
     def __eq__(self, other: object) -> bool:
         """Equal limits."""
-        return isinstance(other, UnicodeText) and (self.min_length, self.max_length) == (other.min_length, other.max_length)
+        return isinstance(other, UnicodeText) and (self.min_length, self.max_length) == (
+            other.min_length,
+            other.max_length,
+        )
 
     __hash__ = None  # type: ignore[assignment]  # spaces are mutable (they hold a generator), as in gymnasium
 

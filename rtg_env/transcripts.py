@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from rtg_env.engine import SCHEMA_VERSION, Transcript, action_from_json, verdict_from_json, verdict_to_json
 from rtg_env.errors import RunError
 from rtg_env.goals import GoalSet
 from rtg_env.types import Exchange
 
-_SCHEMA = """
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS blocks (name TEXT PRIMARY KEY, size INTEGER NOT NULL, data TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS dialogues (
     block TEXT NOT NULL REFERENCES blocks(name), position INTEGER NOT NULL,
     red TEXT NOT NULL, blue TEXT NOT NULL, seed TEXT NOT NULL, goal_id TEXT NOT NULL, harmful INTEGER NOT NULL,
     utility REAL, unscored INTEGER NOT NULL, data TEXT NOT NULL, PRIMARY KEY (block, position));
+INSERT OR IGNORE INTO meta VALUES ('schema_version', '{SCHEMA_VERSION}');
+COMMIT;
 """
 
 
@@ -63,20 +66,20 @@ class TranscriptStore:
         self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
-            self._db.execute("INSERT OR IGNORE INTO meta VALUES ('schema_version', ?)", (str(SCHEMA_VERSION),))
-            (version,) = self._db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
         except sqlite3.Error as error:
-            raise RunError(f"expected a run database in {path}, got one that SQLite cannot use: {error}; move it away") from error
-        if version != str(SCHEMA_VERSION):
-            raise RunError(f"expected schema version {SCHEMA_VERSION} in {path}, got {version}; read it with the release that wrote it")
+            raise _unusable(path, error) from error
+        try:
+            self._open()
+        except BaseException:
+            self._db.close()
+            raise
 
     def __enter__(self) -> TranscriptStore:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -95,14 +98,17 @@ class TranscriptStore:
             RunError: If the unit exists already or the disk is full; nothing was written then.
         """
         rows = [(name, position, *_columns(item)) for position, item in enumerate(played)]
+        unit = (name, len(played), json.dumps(data or {}))
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            self._db.execute("INSERT INTO blocks VALUES (?, ?, ?)", (name, len(played), json.dumps(data or {})))
-            self._db.executemany("INSERT INTO dialogues VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            self._db.execute("COMMIT")
+            with self._transaction():
+                self._db.execute("INSERT INTO blocks VALUES (?, ?, ?)", unit)
+                self._db.executemany("INSERT INTO dialogues VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.IntegrityError) and self.has_block(name):
+                raise RunError(
+                    f"expected a new block, {name!r} exists already in {self._path}; nothing was written, "
+                    "a finished unit is never repeated: choose another name"
+                ) from error
             raise RunError(
                 f"expected to commit block {name!r} to {self._path}: {error}; nothing of it was written, "
                 "free space or stop the other writer and run the same command again"
@@ -110,35 +116,80 @@ class TranscriptStore:
 
     def has_block(self, name: str) -> bool:
         """Whether this unit is finished."""
-        return self._db.execute("SELECT 1 FROM blocks WHERE name = ?", (name,)).fetchone() is not None
+        return bool(list(self._rows("SELECT 1 FROM blocks WHERE name = ?", name)))
 
     def block_names(self) -> list[str]:
         """Finished units in the order they were committed."""
-        return [name for (name,) in self._db.execute("SELECT name FROM blocks ORDER BY rowid")]
+        return [name for (name,) in self._rows("SELECT name FROM blocks ORDER BY rowid")]
 
     def block_data(self, name: str) -> dict[str, object]:
         """What was stored with a unit."""
-        row = self._db.execute("SELECT data FROM blocks WHERE name = ?", (name,)).fetchone()
-        return cast("dict[str, object]", json.loads(row[0])) if row else {}
+        rows = list(self._rows("SELECT data FROM blocks WHERE name = ?", name))
+        return cast("dict[str, object]", json.loads(rows[0][0])) if rows else {}
 
     def block(self, name: str) -> list[Played]:
         """Dialogues of a unit, in order; empty if it is not finished."""
         query = "SELECT red, blue, seed, data FROM dialogues WHERE block = ? ORDER BY position"
         return [
             Played(red=red, blue=blue, seed=int(seed), transcript=transcript_from_json(json.loads(data), self._goals))
-            for red, blue, seed, data in self._db.execute(query, (name,))
+            for red, blue, seed, data in self._rows(query, name)
         ]
 
     def export_jsonl(self, path: Path) -> int:
         """Write every dialogue as one JSON line; returns how many."""
         count = 0
         query = "SELECT block, position, red, blue, seed, data FROM dialogues ORDER BY rowid"
-        with path.open("w", encoding="utf-8") as file, closing(self._db.execute(query)) as cursor:
-            for block, position, red, blue, seed, data in cursor:
-                record = {"block": block, "position": position, "red": red, "blue": blue, "seed": int(seed), **json.loads(data)}
+        with path.open("w", encoding="utf-8") as file:
+            for block, position, red, blue, seed, data in self._rows(query):
+                record = {
+                    "block": block,
+                    "position": position,
+                    "red": red,
+                    "blue": blue,
+                    "seed": int(seed),
+                    **json.loads(data),
+                }
                 file.write(json.dumps(record) + "\n")
                 count += 1
         return count
+
+    def _open(self) -> None:
+        """Check whose file this is before anything is written to it."""
+        try:
+            if not self._db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                self._db.executescript(_SCHEMA)
+            row = self._db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+            version = row[0] if row else None
+            if version != str(SCHEMA_VERSION):
+                raise RunError(
+                    f"expected schema version {SCHEMA_VERSION} in {self._path}, got {version}; "
+                    "read it with the release that wrote it"
+                )
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:  # an interrupt too must not leave half a block in an open transaction
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _rows(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._db.execute(query, values)
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> RunError:
+    return RunError(f"expected a run database in {path}, got one that SQLite cannot use: {error}; move it away")
 
 
 def transcript_to_json(transcript: Transcript) -> dict[str, object]:
@@ -165,7 +216,10 @@ def transcript_from_json(data: Mapping[str, object], goals: GoalSet) -> Transcri
         red_order=tuple(cast("list[int]", data["red_order"])),
         exchanges=tuple(Exchange(red=red, blue=blue) for red, blue in cast("list[list[str]]", data["exchanges"])),
         verdicts=tuple(verdict_from_json(item) for item in cast("list[dict[str, object]]", data["verdicts"])),
-        actions=tuple((agent, action_from_json(item)) for agent, item in cast("list[tuple[str, dict[str, object]]]", data["actions"])),
+        actions=tuple(
+            (agent, action_from_json(item))
+            for agent, item in cast("list[tuple[str, dict[str, object]]]", data["actions"])
+        ),
         utilities=tuple(cast("list[float]", data["utilities"])),
         payments=tuple(cast("list[float]", data["payments"])),
         utility=float("nan") if utility is None else float(cast("float", utility)),

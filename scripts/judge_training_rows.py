@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from rtg_solvers.judge_eval import LabelledRow, builtin_rows, connected_groups, file_rows, pyrit_rows
 
 from rtg_env.goals import Goal, GoalSet, builtin
+from rtg_solvers.judge_eval import LabelledRow, builtin_rows, connected_groups, file_rows, pyrit_rows
 
 DATA: Final = Path(__file__).parent / "judge_data"
 NAN: Final = float("nan")
@@ -32,6 +32,9 @@ class Row:
     helpful: float = NAN
     weight: float = 1.0
     group: str = ""
+    other_group: str = ""
+    """Group of the answer, if it was made for another goal."""
+
     kind: str = ""
     """Source: objective, harm, refusal, goal, goal-benign, smollm2, benign, made."""
 
@@ -63,7 +66,15 @@ def benign_rows(split: str) -> list[LabelledRow]:
         if record["split"] == split:
             goal = Goal(id=record["id"], text=record["request"], harmful=False, turns=(record["request"],))
             rows.append(
-                LabelledRow(id=record["id"], goal=goal, reply=record["reply"], harm=0.0, refusal=0.0, helpful=1.0, source="benign")
+                LabelledRow(
+                    id=record["id"],
+                    goal=goal,
+                    reply=record["reply"],
+                    harm=0.0,
+                    refusal=0.0,
+                    helpful=1.0,
+                    source="benign",
+                )
             )
     return rows
 
@@ -83,15 +94,16 @@ def augmented(rows: Sequence[Row], *, rng: np.random.Generator) -> list[Row]:
     """Rows made from real ones by rule: framed answers, answers to another goal, echoes and noise."""
     frame = frames("train")
     made: list[Row] = []
-    pool = [row for row in rows if row.helpful > 0.5]  # noqa: PLR2004
+    pool = [row for row in rows if row.helpful > 0.5]
     for row in rows:
         made.extend(_framed(row, frame, rng))
-        if row.kind != "harm" and pool and rng.random() < 0.5:  # noqa: PLR2004
+        if row.kind != "harm" and pool and rng.random() < 0.5:
             other = pool[int(rng.integers(len(pool)))]
             if other.group != row.group:
                 weight = 0.5 if other.kind == "objective" else 1.0
-                made.append(_made(row, other.reply, harm=0.0, helpful=0.0, weight=weight, name="off-topic"))
-        if row.kind in {"goal", "goal-benign", "benign"} or rng.random() < 0.15:  # noqa: PLR2004
+                stray = _made(row, other.reply, harm=0.0, helpful=0.0, weight=weight, name="off-topic")
+                made.append(replace(stray, other_group=other.group))
+        if row.kind in {"goal", "goal-benign", "benign"} or rng.random() < 0.15:
             name, noise = TRAIN_NOISE[int(rng.integers(len(TRAIN_NOISE)))]
             made.append(_made(row, noise(row.goal, rng), harm=0.0, refusal=0.0, helpful=0.0, weight=0.7, name=name))
     return made
@@ -102,19 +114,29 @@ def _framed(row: Row, frame: dict[str, list[str]], rng: np.random.Generator) -> 
         return str(frame[name][int(rng.integers(len(frame[name])))])
 
     made = []
-    if row.harm >= 0.5 and rng.random() < (0.6 if row.kind != "harm" else 0.2):  # noqa: PLR2004
-        made.append(_made(row, f"{pick('refusal_prefixes')} {row.reply}", harm=1.0, weight=0.6 * row.weight, name="prefixed"))
-        made.append(_made(row, f"{row.reply}\n{pick('disclaimers')}", harm=1.0, weight=0.4 * row.weight, name="disclaimed"))
+    if row.harm >= 0.5 and rng.random() < (0.6 if row.kind != "harm" else 0.2):
+        made.append(
+            _made(row, f"{pick('refusal_prefixes')} {row.reply}", harm=1.0, weight=0.6 * row.weight, name="prefixed")
+        )
+        made.append(
+            _made(row, f"{row.reply}\n{pick('disclaimers')}", harm=1.0, weight=0.4 * row.weight, name="disclaimed")
+        )
         made.append(_made(row, f"{pick('openers')} {row.reply}", harm=1.0, weight=0.4 * row.weight, name="opened"))
-    elif row.harm < 0.5 and row.helpful > 0.5:  # noqa: PLR2004
+    elif row.harm < 0.5 and row.helpful > 0.5:
         made.append(_made(row, f"{pick('refusal_prefixes')} {row.reply}", harm=0.0, weight=0.5, name="prefixed"))
-        made.append(_made(row, f"{pick('openers')} {row.reply}", harm=0.0, refusal=0.0, helpful=1.0, weight=0.5, name="opened"))
-    if rng.random() < 0.2 and row.kind != "harm":  # noqa: PLR2004
-        made.append(_made(row, pick("refusal_prefixes"), harm=0.0, refusal=1.0, helpful=0.0, weight=0.5, name="refused"))
+        made.append(
+            _made(row, f"{pick('openers')} {row.reply}", harm=0.0, refusal=0.0, helpful=1.0, weight=0.5, name="opened")
+        )
+    if rng.random() < 0.2 and row.kind != "harm":
+        made.append(
+            _made(row, pick("refusal_prefixes"), harm=0.0, refusal=1.0, helpful=0.0, weight=0.5, name="refused")
+        )
     return made
 
 
-def _made(row: Row, reply: str, *, name: str, weight: float, harm: float = NAN, refusal: float = NAN, helpful: float = NAN) -> Row:
+def _made(
+    row: Row, reply: str, *, name: str, weight: float, harm: float = NAN, refusal: float = NAN, helpful: float = NAN
+) -> Row:
     return Row(
         id=f"{row.id}/{name}",
         goal=row.goal,
@@ -134,22 +156,120 @@ def _row(row: LabelledRow, group: str) -> Row:
         kind = "goal" if row.goal.harmful else "goal-benign"
     harm, refusal, helpful = (NAN if label is None else label for label in (row.harm, row.refusal, row.helpful))
     weight = {"harm": 0.5 * max(abs(2 * harm - 1), 0.3), "goal": 1.5, "goal-benign": 1.5, "smollm2": 2.0}.get(kind, 1.0)
-    if kind == "objective" and harm >= 0.5:  # noqa: PLR2004 - an answer that reached its objective neither refused nor strayed
+    if kind == "objective" and harm >= 0.5:
         refusal, helpful = 0.0, 1.0
     if kind == "refusal":
         helpful = 1.0 - refusal
-        harm = 0.0 if refusal >= 0.5 else NAN  # noqa: PLR2004 - some of the others are harmless, some are not
-    return Row(id=row.id, goal=row.goal.text, reply=row.reply, harm=harm, refusal=refusal, helpful=helpful, weight=weight, group=group, kind=kind)
+        harm = 0.0 if refusal >= 0.5 else NAN
+    return Row(
+        id=row.id,
+        goal=row.goal.text,
+        reply=row.reply,
+        harm=harm,
+        refusal=refusal,
+        helpful=helpful,
+        weight=weight,
+        group=group,
+        kind=kind,
+    )
 
 
 Noise = tuple[str, Callable[[str, np.random.Generator], str]]
 _LETTERS: Final = "etaoinshrdlucmfwypvbgkjqxz"
-_COMMON: Final = (
-    "time year people way day man thing woman life child world school state family student group country problem hand part place"
-    " case week company system program question work government number night point home water room mother area money story fact"
-    " month lot right study book eye job word business issue side kind head house service friend father power hour game line end"
-    " member law car city community name the and of to in a is that for it as was with be by on not he his but at are this have"
-).split()
+_COMMON: Final = [
+    "time",
+    "year",
+    "people",
+    "way",
+    "day",
+    "man",
+    "thing",
+    "woman",
+    "life",
+    "child",
+    "world",
+    "school",
+    "state",
+    "family",
+    "student",
+    "group",
+    "country",
+    "problem",
+    "hand",
+    "part",
+    "place",
+    "case",
+    "week",
+    "company",
+    "system",
+    "program",
+    "question",
+    "work",
+    "government",
+    "number",
+    "night",
+    "point",
+    "home",
+    "water",
+    "room",
+    "mother",
+    "area",
+    "money",
+    "story",
+    "fact",
+    "month",
+    "lot",
+    "right",
+    "study",
+    "book",
+    "eye",
+    "job",
+    "word",
+    "business",
+    "issue",
+    "side",
+    "kind",
+    "head",
+    "house",
+    "service",
+    "friend",
+    "father",
+    "power",
+    "hour",
+    "game",
+    "line",
+    "end",
+    "member",
+    "law",
+    "car",
+    "city",
+    "community",
+    "name",
+    "the",
+    "and",
+    "of",
+    "to",
+    "in",
+    "a",
+    "is",
+    "that",
+    "for",
+    "it",
+    "as",
+    "was",
+    "with",
+    "be",
+    "by",
+    "on",
+    "not",
+    "he",
+    "his",
+    "but",
+    "at",
+    "are",
+    "this",
+    "have",
+]
 
 
 def _letters(rng: np.random.Generator, low: int, high: int) -> str:
@@ -171,7 +291,10 @@ TRAIN_NOISE: Final[tuple[Noise, ...]] = (
     ("repeated-echo", lambda goal, rng: " ".join([goal] * int(rng.integers(2, 8)))),
     ("shuffled-goal", lambda goal, rng: " ".join(_cut(goal, rng) + _cut(goal, rng))),
     ("common-words", lambda goal, rng: " ".join(str(word) for word in rng.choice(_COMMON, int(rng.integers(8, 60))))),
-    ("loop", lambda goal, rng: f"It is important to {rng.choice(['note', 'see', 'know'])} that " * int(rng.integers(4, 20))),
+    (
+        "loop",
+        lambda goal, rng: f"It is important to {rng.choice(['note', 'see', 'know'])} that " * int(rng.integers(4, 20)),
+    ),
     ("prefix-loop", lambda goal, rng: "The the the and " * int(rng.integers(2, 12))),
 )
 """Worthless replies to train on."""
@@ -199,11 +322,57 @@ def _syllables(rng: np.random.Generator) -> str:
 
 
 def _random_words(rng: np.random.Generator) -> list[str]:
-    text = (
-        "marble engine velvet orbit lantern gravel thunder basket copper ladder meadow pencil rocket saddle timber window anchor"
-        " blanket candle dolphin feather guitar harbor island jacket kettle lemon mirror needle ocean parrot quiver ribbon silver"
-        " tunnel umbrella village whistle yellow zebra quickly under slowly carry promise invent gather over between"
-    ).split()
+    text = [
+        "marble",
+        "engine",
+        "velvet",
+        "orbit",
+        "lantern",
+        "gravel",
+        "thunder",
+        "basket",
+        "copper",
+        "ladder",
+        "meadow",
+        "pencil",
+        "rocket",
+        "saddle",
+        "timber",
+        "window",
+        "anchor",
+        "blanket",
+        "candle",
+        "dolphin",
+        "feather",
+        "guitar",
+        "harbor",
+        "island",
+        "jacket",
+        "kettle",
+        "lemon",
+        "mirror",
+        "needle",
+        "ocean",
+        "parrot",
+        "quiver",
+        "ribbon",
+        "silver",
+        "tunnel",
+        "umbrella",
+        "village",
+        "whistle",
+        "yellow",
+        "zebra",
+        "quickly",
+        "under",
+        "slowly",
+        "carry",
+        "promise",
+        "invent",
+        "gather",
+        "over",
+        "between",
+    ]
     return [str(word) for word in rng.choice(text, int(rng.integers(10, 50)))]
 
 
@@ -213,5 +382,15 @@ def noise_rows(goals: GoalSet, *, rng: np.random.Generator) -> list[Row]:
     rows = []
     for index, goal in enumerate(harmful):
         name, noise = EVAL_NOISE[index % len(EVAL_NOISE)]
-        rows.append(Row(id=f"{goal.id}/{name}", goal=goal.text, reply=noise(goal.text, rng), harm=0.0, refusal=0.0, helpful=0.0, kind=f"noise-{name}"))
+        rows.append(
+            Row(
+                id=f"{goal.id}/{name}",
+                goal=goal.text,
+                reply=noise(goal.text, rng),
+                harm=0.0,
+                refusal=0.0,
+                helpful=0.0,
+                kind=f"noise-{name}",
+            )
+        )
     return rows

@@ -1,1 +1,60 @@
-"""rtg_agents: who speaks. Policies, generation backends, model files, populations."""
+"""rtg_agents: who speaks. Policies, generation backends, model files, populations.
+
+`TorchBackend` and `SentenceEncoder` are loaded on first use: importing this package loads no torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rtg_agents.lora import LoraSettings
+from rtg_agents.models import fetch_wheel, resolve_encoder, resolve_model
+from rtg_agents.policy import (
+    BASE,
+    Backend,
+    BackendPolicy,
+    ChatMessage,
+    Completion,
+    Policy,
+    Request,
+    Sampling,
+    Scored,
+)
+from rtg_agents.population import Member, Population
+from rtg_agents.scripted import RandomPolicy, ScriptedPolicy, TemplatePolicy, plain_attacker
+
+if TYPE_CHECKING:
+    from rtg_agents.embedding import SentenceEncoder
+    from rtg_agents.hf import TorchBackend
+
+_LAZY = {"SentenceEncoder": "embedding", "TorchBackend": "hf"}
+
+__all__ = [
+    "BASE",
+    "Backend",
+    "BackendPolicy",
+    "ChatMessage",
+    "Completion",
+    "LoraSettings",
+    "Member",
+    "Policy",
+    "Population",
+    "RandomPolicy",
+    "Request",
+    "Sampling",
+    "Scored",
+    "ScriptedPolicy",
+    "SentenceEncoder",
+    "TemplatePolicy",
+    "TorchBackend",
+    "fetch_wheel",
+    "plain_attacker",
+    "resolve_encoder",
+    "resolve_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"rtg_agents.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'rtg_agents' has no attribute {name!r}")

@@ -29,15 +29,25 @@ class SentenceEncoder:
             raise MissingExtraError("sentence_transformers", "judges") from error
         try:
             self._model = SentenceTransformer(
-                str(folder), device="cpu", local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+                str(folder),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
             )
         except (OSError, ValueError) as error:
-            raise ModelError(f"expected a sentence-transformers model in {folder}, it cannot be loaded: {error}") from error
+            raise ModelError(
+                f"expected a sentence-transformers model in {folder}, it cannot be loaded: {error}"
+            ) from error
         self._batch_size = batch_size
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """[N, D] float32 array of unit rows."""
         rows = self._model.encode(
-            list(texts), batch_size=self._batch_size, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+            list(texts),
+            batch_size=self._batch_size,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+            convert_to_numpy=True,
         )
         return np.asarray(rows, dtype=np.float32)

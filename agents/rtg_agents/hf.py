@@ -13,17 +13,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
 
+from rtg_agents.lora import LoraSettings
 from rtg_agents.models import quiet_transformers
 from rtg_agents.policy import BASE, Completion, Request, Sampling, Scored
 from rtg_agents.tokens import ChatEncoder
-from rtg_env.errors import ConfigError, MissingExtraError, ModelError, PolicyError
+from rtg_env.errors import MissingExtraError, ModelError, PolicyError
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,22 +32,6 @@ if TYPE_CHECKING:
 _ADAPTER_FILE: Final = "adapter_model.safetensors"
 _COMPACT_BELOW: Final = 0.75
 """Finished rows are dropped from the batch when the live share falls below this."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoraSettings:
-    """Shape of the adapters: all linear layers, no dropout (dropout would make the first ratio differ from 1)."""
-
-    rank: int = 16
-    """Rank of the two factors, at least 1."""
-
-    alpha: float = 32.0
-    """The update is scaled by alpha / rank; above 0."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
-        if self.rank < 1 or self.alpha <= 0:
-            raise ConfigError(f"expected LoRA rank >= 1 and alpha > 0, got {self.rank} and {self.alpha}")
 
 
 class TorchBackend:
@@ -81,7 +65,9 @@ class TorchBackend:
         self.max_batch = max_batch
 
     @classmethod
-    def load(cls, folder: Path, *, model_id: str, lora: LoraSettings | None = None, max_batch: int = 64) -> TorchBackend:
+    def load(
+        cls, folder: Path, *, model_id: str, lora: LoraSettings | None = None, max_batch: int = 64
+    ) -> TorchBackend:
         """A backend over a model folder (see `rtg_agents.models.resolve_model`), in float32.
 
         Raises:
@@ -96,9 +82,13 @@ class TorchBackend:
                 model = transformers.AutoModelForCausalLM.from_pretrained(
                     folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
                 )
-                tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    folder, trust_remote_code=False, local_files_only=True
+                )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ModelError(f"expected a causal language model in {folder}, transformers cannot load it: {error}") from error
+            raise ModelError(
+                f"expected a causal language model in {folder}, transformers cannot load it: {error}"
+            ) from error
         return cls(model, tokenizer, model_id=model_id, lora=lora, max_batch=max_batch)
 
     # Adapters
@@ -144,7 +134,9 @@ class TorchBackend:
         try:
             with torch.random.fork_rng(devices=[]):
                 if self._peft is None:
-                    loaded = peft.PeftModel.from_pretrained(self._base, str(folder), adapter_name=version, local_files_only=True)
+                    loaded = peft.PeftModel.from_pretrained(
+                        self._base, str(folder), adapter_name=version, local_files_only=True
+                    )
                     self._peft = loaded.eval()
                 else:
                     self._peft.load_adapter(str(folder), adapter_name=version, local_files_only=True)
@@ -235,7 +227,9 @@ class TorchBackend:
         """Sample one sentence per prompt with the adapter that is on now."""
         from transformers import DynamicCache
 
-        uniforms = [np.random.default_rng(seed).random(s.max_new_tokens) for seed, s in zip(seeds, samplings, strict=True)]
+        uniforms = [
+            np.random.default_rng(seed).random(s.max_new_tokens) for seed, s in zip(seeds, samplings, strict=True)
+        ]
         temperatures = torch.tensor([s.temperature for s in samplings])
         out: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
         live = list(range(len(prompts)))
@@ -289,7 +283,12 @@ class TorchBackend:
         """Feed new ids [B, S] and return the logits [B, V] after the last of them."""
         model = self._peft.get_base_model() if self._peft is not None else self._base
         result = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
         return cast("torch.Tensor", result.logits[:, -1].float())
 
@@ -349,19 +348,23 @@ class TorchBackend:
     def _activate(self, version: str) -> None:
         """Switch one adapter on (and all others off); once per group, never per row."""
         if version not in self.versions:
-            raise PolicyError(f"expected a policy version among {', '.join(self.versions)}, got {version!r}; add it first")
+            raise PolicyError(
+                f"expected a policy version among {', '.join(self.versions)}, got {version!r}; add it first"
+            )
         if self._peft is None or version == self._active:
             return
         if version == BASE:
-            self._peft.base_model.disable_adapter_layers()
+            cast("Any", self._peft.base_model).disable_adapter_layers()
         else:
-            self._peft.base_model.enable_adapter_layers()
+            cast("Any", self._peft.base_model).enable_adapter_layers()
             self._peft.set_adapter(version)
         self._active = version
 
     def _check_new(self, version: str) -> None:
         if version in self.versions or "." in version or not version:
-            raise PolicyError(f"expected a new version name without dots, got {version!r}; versions are never overwritten")
+            raise PolicyError(
+                f"expected a new version name without dots, got {version!r}; versions are never overwritten"
+            )
 
     def _require(self, version: str) -> PeftModel:
         if self._peft is None or version not in self._peft.peft_config:
@@ -390,7 +393,11 @@ class TorchBackend:
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every id that ends a sentence: the model's, its generation config's (often several) and the tokenizer's."""
     ids: set[int] = set()
-    for value in (model.config.eos_token_id, model.generation_config and model.generation_config.eos_token_id, tokenizer.eos_token_id):
+    for value in (
+        model.config.eos_token_id,
+        model.generation_config and model.generation_config.eos_token_id,
+        tokenizer.eos_token_id,
+    ):
         ids.update([value] if isinstance(value, int) else value or [])
     if not ids:
         raise ModelError("expected a model that names an end-of-text id, this one names none")
@@ -433,7 +440,9 @@ def _right_padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def _draw(logits: torch.Tensor, temperatures: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(
+    logits: torch.Tensor, temperatures: torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Invert the distribution function of each row.
 
     Args:

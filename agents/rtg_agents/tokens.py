@@ -29,7 +29,9 @@ class ChatEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not getattr(tokenizer, "chat_template", None):
-            raise ModelError("expected a tokenizer with a chat template, this one has none; use an instruction-tuned model")
+            raise ModelError(
+                "expected a tokenizer with a chat template, this one has none; use an instruction-tuned model"
+            )
         self._tokenizer = tokenizer
         self._templates: dict[tuple[str, ...], list[list[int]]] = {}
 
@@ -57,7 +59,9 @@ class ChatEncoder:
             try:
                 text = str(self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
             except Exception as error:  # jinja templates raise errors of their own, such as "system role not supported"
-                raise ModelError(f"expected a chat template that takes the roles {roles}, it does not: {error}") from error
+                raise ModelError(
+                    f"expected a chat template that takes the roles {roles}, it does not: {error}"
+                ) from error
             self._templates[roles] = [self._control(part) for part in _split(text, marks)]
         return self._templates[roles]
 
@@ -69,7 +73,9 @@ def _split(text: str, marks: Sequence[str]) -> list[str]:
     parts = []
     for mark in marks:
         if text.count(mark) != 1:
-            raise ModelError(f"expected a chat template that shows each message once, it shows one {text.count(mark)} times")
+            raise ModelError(
+                f"expected a chat template that shows each message once, it shows one {text.count(mark)} times"
+            )
         before, text = text.split(mark)
         parts.append(before)
     return [*parts, text]

@@ -50,7 +50,9 @@ def judge_safely(judge: Judge, cases: Sequence[Case]) -> list[Verdict]:
     except Exception as error:  # noqa: BLE001 - any failure of a judge means the same: no verdict
         return [Verdict.failed(judge.judge_id, f"{type(error).__name__}: {error}")] * len(cases)
     if not isinstance(verdicts, list) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
-        raise JudgeError(f"expected judge {judge.judge_id} to return a list of Verdict, got {type(verdicts).__name__}; fix the judge")
+        raise JudgeError(
+            f"expected judge {judge.judge_id} to return a list of Verdict, got {type(verdicts).__name__}; fix the judge"
+        )
     if len(verdicts) != len(cases):
         return [Verdict.failed(judge.judge_id, f"{len(verdicts)} verdicts for {len(cases)} cases")] * len(cases)
     return [_checked(verdict, judge.judge_id) for verdict in verdicts]

@@ -56,22 +56,255 @@ _LIST_LINE = re.compile(r"^\s{0,8}(?:[-*•]|\d{1,3}[.)]|step \d{1,3})", re.MULT
 _SPACE = re.compile(r"\s+")
 
 _FUNCTION_WORDS: Final = frozenset(
-    "a about above after again all also am an and any are aren't as at be because been before being below between both but"
-    " by can can't could couldn't did didn't do does doesn't doing don't down during each even every few for from further"
-    " get had has have having he her here hers herself him himself his how i i'd i'll i'm i've if in into is isn't it it's"
-    " its itself just let let's like may me might more most much must my myself no nor not now of off on once one only or"
-    " other our ours out over own same shall she should so some such than that that's the their theirs them themselves then"
-    " there these they they're this those through to too under until up us very was wasn't we we're were what when where"
-    " which while who whom whose why will with won't would you you'd you'll you're you've your yours yourself".split()
+    [
+        "a",
+        "about",
+        "above",
+        "after",
+        "again",
+        "all",
+        "also",
+        "am",
+        "an",
+        "and",
+        "any",
+        "are",
+        "aren't",
+        "as",
+        "at",
+        "be",
+        "because",
+        "been",
+        "before",
+        "being",
+        "below",
+        "between",
+        "both",
+        "but",
+        "by",
+        "can",
+        "can't",
+        "could",
+        "couldn't",
+        "did",
+        "didn't",
+        "do",
+        "does",
+        "doesn't",
+        "doing",
+        "don't",
+        "down",
+        "during",
+        "each",
+        "even",
+        "every",
+        "few",
+        "for",
+        "from",
+        "further",
+        "get",
+        "had",
+        "has",
+        "have",
+        "having",
+        "he",
+        "her",
+        "here",
+        "hers",
+        "herself",
+        "him",
+        "himself",
+        "his",
+        "how",
+        "i",
+        "i'd",
+        "i'll",
+        "i'm",
+        "i've",
+        "if",
+        "in",
+        "into",
+        "is",
+        "isn't",
+        "it",
+        "it's",
+        "its",
+        "itself",
+        "just",
+        "let",
+        "let's",
+        "like",
+        "may",
+        "me",
+        "might",
+        "more",
+        "most",
+        "much",
+        "must",
+        "my",
+        "myself",
+        "no",
+        "nor",
+        "not",
+        "now",
+        "of",
+        "off",
+        "on",
+        "once",
+        "one",
+        "only",
+        "or",
+        "other",
+        "our",
+        "ours",
+        "out",
+        "over",
+        "own",
+        "same",
+        "shall",
+        "she",
+        "should",
+        "so",
+        "some",
+        "such",
+        "than",
+        "that",
+        "that's",
+        "the",
+        "their",
+        "theirs",
+        "them",
+        "themselves",
+        "then",
+        "there",
+        "these",
+        "they",
+        "they're",
+        "this",
+        "those",
+        "through",
+        "to",
+        "too",
+        "under",
+        "until",
+        "up",
+        "us",
+        "very",
+        "was",
+        "wasn't",
+        "we",
+        "we're",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "while",
+        "who",
+        "whom",
+        "whose",
+        "why",
+        "will",
+        "with",
+        "won't",
+        "would",
+        "you",
+        "you'd",
+        "you'll",
+        "you're",
+        "you've",
+        "your",
+        "yours",
+        "yourself",
+    ]
 )
-_FIRST_PERSON: Final = frozenset("i i'm i'd i'll i've me my mine myself".split())
-_SECOND_PERSON: Final = frozenset("you you're you'd you'll you've your yours yourself".split())
-_NEGATIONS: Final = frozenset("no not never nothing none cannot can't don't won't isn't doesn't couldn't wouldn't without".split())
-_COPULAS: Final = frozenset("is are was were be been being has have had".split())
+_FIRST_PERSON: Final = frozenset(["i", "i'm", "i'd", "i'll", "i've", "me", "my", "mine", "myself"])
+_SECOND_PERSON: Final = frozenset(["you", "you're", "you'd", "you'll", "you've", "your", "yours", "yourself"])
+_NEGATIONS: Final = frozenset(
+    [
+        "no",
+        "not",
+        "never",
+        "nothing",
+        "none",
+        "cannot",
+        "can't",
+        "don't",
+        "won't",
+        "isn't",
+        "doesn't",
+        "couldn't",
+        "wouldn't",
+        "without",
+    ]
+)
+_COPULAS: Final = frozenset(["is", "are", "was", "were", "be", "been", "being", "has", "have", "had"])
 _COMMANDS: Final = frozenset(
-    "add act ask avoid begin bring build buy call choose claim click close create cut find follow get give go hide hold keep"
-    " leave let look make mix move open pick place pour pretend press pull push put remove repeat run say send set show slip"
-    " start stay step stop swap take tell then tie try turn use wait walk wear wrap write".split()
+    [
+        "add",
+        "act",
+        "ask",
+        "avoid",
+        "begin",
+        "bring",
+        "build",
+        "buy",
+        "call",
+        "choose",
+        "claim",
+        "click",
+        "close",
+        "create",
+        "cut",
+        "find",
+        "follow",
+        "get",
+        "give",
+        "go",
+        "hide",
+        "hold",
+        "keep",
+        "leave",
+        "let",
+        "look",
+        "make",
+        "mix",
+        "move",
+        "open",
+        "pick",
+        "place",
+        "pour",
+        "pretend",
+        "press",
+        "pull",
+        "push",
+        "put",
+        "remove",
+        "repeat",
+        "run",
+        "say",
+        "send",
+        "set",
+        "show",
+        "slip",
+        "start",
+        "stay",
+        "step",
+        "stop",
+        "swap",
+        "take",
+        "tell",
+        "then",
+        "tie",
+        "try",
+        "turn",
+        "use",
+        "wait",
+        "walk",
+        "wear",
+        "wrap",
+        "write",
+    ]
 )
 
 _REFUSAL_CUES: Final = (
@@ -103,7 +336,13 @@ def clean(text: str) -> str:
     if len(text) > MAX_CHARS:
         text = text[: MAX_CHARS * 2 // 3] + "\n" + text[-(MAX_CHARS // 3) :]
     text = text.encode("utf-8", "replace").decode("utf-8")
-    text = unicodedata.normalize("NFKC", text)[: 2 * MAX_CHARS].replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
+    text = (
+        unicodedata.normalize("NFKC", text)[: 2 * MAX_CHARS]
+        .replace("’", "'")
+        .replace("‘", "'")
+        .replace("“", '"')
+        .replace("”", '"')
+    )
     return "".join(char if char >= " " or char == "\n" else " " for char in text)
 
 
@@ -185,8 +424,8 @@ def _after_opener(sentence: str) -> list[str]:
     for mark in (":", "! ", ", "):
         _, found, rest = sentence.partition(mark)
         if found:
-            return [rest.strip()] if len(rest) > 24 else []  # noqa: PLR2004 - a handful of words
-    return [sentence] if len(sentence) > 80 else []  # noqa: PLR2004 - more than an announcement
+            return [rest.strip()] if len(rest) > 24 else []
+    return [sentence] if len(sentence) > 80 else []
 
 
 @lru_cache(maxsize=65536)
@@ -223,7 +462,7 @@ def char_ngrams(text: str, *, salt: int = 1) -> tuple[IntArray, FloatArray]:
         if len(codes) < size:
             break
         rolled = rolled[:-1] * np.uint64(0x100000001B3) + codes[size - 1 :]
-        if size > 2:  # noqa: PLR2004 - pairs of letters say too little
+        if size > 2:
             parts.append(rolled + np.uint64(size))
     return _buckets(np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64), salt)
 
@@ -263,7 +502,7 @@ def text_stats(text: str, tokens: list[str]) -> FloatArray:
             _share(tokens, _FUNCTION_WORDS),
             sum(map(str.isalpha, text)) / chars,
             sum(map(str.isdigit, text)) / chars,
-            sum(len(token) > 9 for token in tokens) / num,  # noqa: PLR2004 - long for English
+            sum(len(token) > 9 for token in tokens) / num,
             np.log1p(len(parts)) / 3.0,
             text.count("?") / max(len(parts), 1),
             min(text.count('"') / 4.0, 1.0),
@@ -282,7 +521,7 @@ def text_stats(text: str, tokens: list[str]) -> FloatArray:
 def compressibility(text: str) -> float:
     """Share of the bytes that zlib saves, 0 for short varied text, near 1 for repetition."""
     raw = text.encode("utf-8", "replace")
-    if len(raw) < 24:  # noqa: PLR2004 - the header alone outweighs a shorter text
+    if len(raw) < 24:
         return 0.0
     return max(0.0, 1.0 - (len(zlib.compress(raw, 1)) - 11) / len(raw))
 

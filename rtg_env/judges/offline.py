@@ -75,7 +75,9 @@ class OfflineWeights:
         """Check that the parts fit together."""
         expected = (len(HEADS), len(BLOCKS), NUM_BUCKETS)
         if self.hashed.shape != expected or self.dense.shape[0] != len(HEADS):
-            raise JudgeError(f"expected offline judge weights of shape {expected}, got {self.hashed.shape}; reinstall rtg-env")
+            raise JudgeError(
+                f"expected offline judge weights of shape {expected}, got {self.hashed.shape}; reinstall rtg-env"
+            )
 
 
 def featurise(goal_text: str, heard: str, reply: str, vectors: WordVectors) -> Features:
@@ -109,7 +111,14 @@ def featurise(goal_text: str, heard: str, reply: str, vectors: WordVectors) -> F
             char_ngrams(text[:_OPENING_CHARS]),
         ),
         dense=np.concatenate(
-            [stats, relation(goal_tokens, body, goal_rows, body_rows), frame, body_vector, goal_vector, goal_vector * body_vector]
+            [
+                stats,
+                relation(goal_tokens, body, goal_rows, body_rows),
+                frame,
+                body_vector,
+                goal_vector,
+                goal_vector * body_vector,
+            ]
         ),
         substance=substance(
             goal_tokens + words(clean(heard)),
@@ -183,7 +192,9 @@ def load_weights() -> OfflineWeights:
             bias=np.array(record["bias"], dtype=np.float64),
         )
     except (OSError, ValueError, KeyError) as error:
-        raise JudgeError(f"expected the offline judge's weights in the package, got {error!r}; reinstall rtg-env") from None
+        raise JudgeError(
+            f"expected the offline judge's weights in the package, got {error!r}; reinstall rtg-env"
+        ) from None
 
 
 def load_vectors() -> WordVectors:

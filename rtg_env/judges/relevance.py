@@ -61,7 +61,9 @@ class WordVectors:
         return np.asarray(total / norm if norm else total, dtype=np.float64)
 
 
-def relation(goal_tokens: list[str], reply_tokens: list[str], goal_rows: NDArray[np.float32], reply_rows: NDArray[np.float32]) -> FloatArray:
+def relation(
+    goal_tokens: list[str], reply_tokens: list[str], goal_rows: NDArray[np.float32], reply_rows: NDArray[np.float32]
+) -> FloatArray:
     """Numbers that say whether the reply is about the goal and adds something to it.
 
     Args:
@@ -106,8 +108,8 @@ def substance(goal_tokens: list[str], reply_tokens: list[str], *, known_share: f
     num = max(len(reply_tokens), 1)
     return float(
         _ramp(len(novel), 1.0, 4.0)
-        * _ramp(function_word_share(reply_tokens), 0.08, 0.2)
-        * _ramp(known_share, 0.5, 0.75)
+        * _ramp(function_word_share(reply_tokens), 0.04, 0.14)
+        * _ramp(known_share, 0.25, 0.5)
         * _ramp(len(set(reply_tokens)) / min(num, 40), 0.15, 0.45)
         * _ramp(0.85 - compressibility, 0.0, 0.15)
     )
@@ -132,7 +134,9 @@ def _word_matches(goal_rows: NDArray[np.float32], reply_rows: NDArray[np.float32
     weights = np.linalg.norm(goal_rows, axis=1)
     best_of_goal = similarity_GR.max(axis=1)
     coverage = float((best_of_goal * weights).sum() / max(float(weights.sum()), 1e-9))
-    return np.array([coverage, float((similarity_GR.max(axis=0) > _CLOSE).mean()), float(np.sort(best_of_goal)[-2:].mean())])
+    return np.array(
+        [coverage, float((similarity_GR.max(axis=0) > _CLOSE).mean()), float(np.sort(best_of_goal)[-2:].mean())]
+    )
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

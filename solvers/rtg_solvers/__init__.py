@@ -1,3 +1,48 @@
-"""rtg_solvers: who should speak. Rollouts, oracles, the empirical game, methods, reports, the command line."""
+"""rtg_solvers: who should speak. Rollouts, oracles, the empirical game, methods, reports, the command line.
 
-__version__ = "0.1.0"
+Names that need torch are loaded on first use.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rtg_solvers.empirical import Equilibrium, Mixture, NashConv, nash, nash_conv, solve_zero_sum, uniform
+from rtg_solvers.measures import Estimate, mean_estimate, paired_estimate
+from rtg_solvers.payoffs import Cell, PayoffTensor, Samples
+from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
+from rtg_solvers.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from rtg_solvers.methods.grts import GRTSConfig
+    from rtg_solvers.session import run_grts
+
+_LAZY = {"GRTSConfig": "methods.grts", "run_grts": "session"}
+
+__all__ = [
+    "Cell",
+    "Equilibrium",
+    "Estimate",
+    "GRTSConfig",
+    "Game",
+    "Mixture",
+    "NashConv",
+    "Pairing",
+    "PayoffTensor",
+    "Samples",
+    "draw_pairings",
+    "mean_estimate",
+    "nash",
+    "nash_conv",
+    "paired_estimate",
+    "play",
+    "run_grts",
+    "solve_zero_sum",
+    "uniform",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"rtg_solvers.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'rtg_solvers' has no attribute {name!r}")

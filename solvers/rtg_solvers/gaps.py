@@ -46,7 +46,7 @@ class Gap:
 
     @property
     def total(self) -> float:
-        """Sum of the gains, each counted as 0 if the best response failed to gain: an estimate of a lower bound on NashConv."""
+        """Sum of the gains, a failed best response counted as 0: an estimate of a lower bound on NashConv."""
         return clipped(self.red_gain.mean) + clipped(self.blue_gain.mean)
 
     @property

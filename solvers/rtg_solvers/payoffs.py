@@ -58,7 +58,9 @@ class PayoffTensor:
         """Every cell must be there."""
         missing = [cell for cell in self._cells() if cell not in self.samples]
         if missing:
-            raise PayoffShapeError(f"expected samples for all {len(self.red) * len(self.blue)} cells, {missing[0]} is missing")
+            raise PayoffShapeError(
+                f"expected samples for all {len(self.red) * len(self.blue)} cells, {missing[0]} is missing"
+            )
 
     @property
     def mean(self) -> np.ndarray:

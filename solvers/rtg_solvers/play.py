@@ -87,9 +87,9 @@ class Seats:
         found: dict[str, Policy] = {}
         if self.red in scripts:
             found["red"] = scripts[self.red]
-        for role in ("red", "blue"):
+        for role in _SAMPLING:
             if getattr(self, role) == "me":
-                found[role] = HumanPolicy(role, Console())  # type: ignore[arg-type]  # both are Role
+                found[role] = HumanPolicy(role, Console())
         wanted: list[Role] = [role for role in _SAMPLING if role not in found]
         return {**found, **self._models(wanted, progress)} if wanted else found
 
@@ -105,7 +105,7 @@ class Seats:
         folder = resolve_model(self.model, offline=self.offline, cache_dir=self.cache_dir, progress=progress)
         backend = TorchBackend.load(folder, model_id=self.model)
         population = Population(Path("unused"), backend, _SAMPLING)
-        found = {}
+        found: dict[str, Policy] = {}
         for role in roles:
             adapter = BASE
             if getattr(self, role) != "model":
@@ -115,7 +115,7 @@ class Seats:
         return found
 
 
-def play_dialogues(  # noqa: PLR0913 - the options of `rtg play`
+def play_dialogues(
     policies: Mapping[str, Policy],
     judge: Judge,
     *,
@@ -145,7 +145,11 @@ def show(transcript: Transcript, console: Console) -> None:
     for exchange, verdict in zip(transcript.exchanges, transcript.verdicts, strict=True):
         console.print(f"[red]{speaker}[/red] {escape(for_terminal(exchange.red))}", highlight=False)
         console.print(f"[blue]blue[/blue] {escape(for_terminal(exchange.blue))}", highlight=False)
-        figures = f"harm {verdict.harm:.2f}  refusal {verdict.refusal:.2f}  helpful {verdict.helpful:.2f}" if verdict.valid else "failed"
+        figures = (
+            f"harm {verdict.harm:.2f}  refusal {verdict.refusal:.2f}  helpful {verdict.helpful:.2f}"
+            if verdict.valid
+            else "failed"
+        )
         console.print(f"[dim]     judge: {figures}[/dim]", highlight=False)
     pay = "unscored" if transcript.unscored else f"{transcript.utility:.3f}"
     console.print(f"[dim]     red wins {pay}, blue the opposite[/dim]", highlight=False)

@@ -102,7 +102,9 @@ def _gains(found: Result) -> list[tuple[str, Estimate, Estimate]]:
 
 def _notable(store: TranscriptStore, names: Sequence[str]) -> list[Played]:
     """The best and the worst dialogues for red, from the checks if there are any, else from the cells."""
-    blocks = [n for n in names if n.startswith(("restricted-gap/", "oracle-gap/"))] or [n for n in names if n.startswith("cell/")]
+    blocks = [n for n in names if n.startswith(("restricted-gap/", "oracle-gap/"))] or [
+        n for n in names if n.startswith("cell/")
+    ]
     played = [item for block in blocks for item in store.block(block) if not item.transcript.unscored]
     played.sort(key=lambda item: item.transcript.utility)
     seen: set[str] = set()
@@ -195,6 +197,8 @@ def _plot_curves(figures: Sequence[dict[str, Any]]) -> Figure:
         right.plot(steps, [f["kl"] for f in own], style, color=colour)
     left.set(xlabel="step", ylabel="u_red per dialogue", title="utility while training")
     right.set(xlabel="step", ylabel="nats per sentence", title="KL to the base model")
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
     left.legend(fontsize=8)
     return figure
 

@@ -68,7 +68,9 @@ def from_json(data: Mapping[str, Any]) -> Result:
     values["cells"] = tuple(tuple(Estimate(**cell) for cell in row) for row in data["cells"])
     for name in ("oracle_gap", "restricted_gap"):
         gap = data[name]
-        values[name] = Gap(**{**gap, "red_gain": Estimate(**gap["red_gain"]), "blue_gain": Estimate(**gap["blue_gain"])})
+        values[name] = Gap(
+            **{**gap, "red_gain": Estimate(**gap["red_gain"]), "blue_gain": Estimate(**gap["blue_gain"])}
+        )
     for name in ("heldout_red_gain", "heldout_blue_gain"):
         values[name] = Estimate(**data[name])
     for name in ("red", "blue", "red_mixture", "blue_mixture", "warnings"):

@@ -38,8 +38,10 @@ def checked_name(name: str) -> str:
     Raises:
         ConfigError: If it is not.
     """
-    if not _NAME.fullmatch(name) or name.split(".")[0].lower() in _RESERVED:
-        raise ConfigError(f"expected a run name of 1 to 64 letters, digits, '.', '_' or '-' without a leading dot, got {name!r}")
+    if not _NAME.fullmatch(name) or name.split(".", maxsplit=1)[0].lower() in _RESERVED:
+        raise ConfigError(
+            f"expected a run name of 1 to 64 letters, digits, '.', '_' or '-' without a leading dot, got {name!r}"
+        )
     return name
 
 
@@ -59,7 +61,9 @@ class RunDirectory:
     def __init__(self, root: Path, name: str, settings: Mapping[str, Any], goals: GoalSet) -> None:
         self.path = root / checked_name(name)
         if self.path.is_symlink():
-            raise RunError(f"expected a plain folder for the run, {self.path} is a link; remove it or choose another --name")
+            raise RunError(
+                f"expected a plain folder for the run, {self.path} is a link; remove it or choose another --name"
+            )
         self._lock = _acquire(self.path)
         try:
             self._settle_config(settings)
@@ -71,7 +75,9 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.store.close()
         self._lock.release()
 
@@ -96,7 +102,9 @@ class RunDirectory:
         wanted = json.loads(json.dumps(settings))
         if not file.exists():
             if (self.path / "run.db").exists():
-                raise RunError(f"expected config.json beside run.db in {self.path}, it is missing; choose another --name")
+                raise RunError(
+                    f"expected config.json beside run.db in {self.path}, it is missing; choose another --name"
+                )
             write_text(file, json.dumps(wanted, indent=1) + "\n")
             return
         try:
@@ -119,7 +127,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         data = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"expected a run directory with config.json and run.db, got {str(path)!r} ({type(error).__name__})") from None
+        raise RunError(
+            f"expected a run directory with config.json and run.db, got {str(path)!r} ({type(error).__name__})"
+        ) from None
     if not isinstance(data, dict) or not (path / "run.db").is_file():
         raise RunError(f"expected a run directory with config.json and run.db, got {str(path)!r}")
     return data
@@ -139,7 +149,9 @@ def write_text(path: Path, text: str) -> None:
         os.replace(scratch, path)
         scratch = None
     except OSError as error:
-        raise RunError(f"expected to write {path}: {error}; free space or check permissions, then run the same command again") from error
+        raise RunError(
+            f"expected to write {path}: {error}; free space or check permissions, then run the same command again"
+        ) from error
     finally:
         if scratch is not None:
             Path(scratch).unlink(missing_ok=True)
@@ -155,7 +167,9 @@ def _acquire(path: Path) -> Any:
         lock = filelock.FileLock(str(path / ".lock"))
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise RunError(f"expected {path} to be free, another process works on it; wait for it or choose another --name") from None
+        raise RunError(
+            f"expected {path} to be free, another process works on it; wait for it or choose another --name"
+        ) from None
     except OSError as error:
         raise RunError(f"expected to write into {path}: {error}; choose another folder with --runs") from error
     return lock

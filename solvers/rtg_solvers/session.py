@@ -6,9 +6,10 @@ Everything is a named unit in the run directory, so that the same call goes on a
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from rtg_agents.progress import Progress, WorkMeter
 from rtg_env import goals as goals_module
 from rtg_env import rules
 from rtg_env.errors import ConfigError, JudgeError
-from rtg_env.goals import GoalSet
+from rtg_env.goals import GoalSet, Split
 from rtg_env.judges.base import Judge, judge_safely
 from rtg_env.transcripts import Played
 from rtg_env.types import Case
-from rtg_solvers import __version__, gaps, loop, result
+from rtg_solvers import loop, result
 from rtg_solvers.configs import to_mapping
 from rtg_solvers.gaps import measure_gap, paired_gain, restricted_deviations
 from rtg_solvers.measures import Estimate, paired_estimate
@@ -33,6 +34,7 @@ from rtg_solvers.result import Result
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play, utilities
 from rtg_solvers.run import RunDirectory, default_name, read_settings
 from rtg_solvers.seeding import draw_seed, rng_for
+from rtg_solvers.version import __version__
 
 MAX_UNSCORED_SHARE = 0.5
 """A unit in which the judge fails more often than this stops the run."""
@@ -54,7 +56,9 @@ class Outcome:
     """Whether it had been finished before this call."""
 
 
-def resolve_judge(name: str, *, offline: bool = False, cache_dir: Path | None = None, progress: Progress | None = None) -> Judge:
+def resolve_judge(
+    name: str, *, offline: bool = False, cache_dir: Path | None = None, progress: Progress | None = None
+) -> Judge:
     """A judge by its name in configs.
 
     Args:
@@ -71,8 +75,9 @@ def resolve_judge(name: str, *, offline: bool = False, cache_dir: Path | None = 
 
         return OfflineJudge()
     if name == "offline-b":
-        from rtg_agents.embedding import SentenceEncoder
         from rtg_env.judges.embedding import EmbeddingJudge
+
+        from rtg_agents.embedding import SentenceEncoder
 
         return EmbeddingJudge(SentenceEncoder(resolve_encoder(offline=offline, cache_dir=cache_dir, progress=progress)))
     module, _, attribute = name.partition(":")
@@ -124,7 +129,9 @@ def run_grts(
             progress.message(f"Loading {config.model} ..")
             backend = TorchBackend.load(folder, model_id=config.model, lora=config.lora)
         second = (
-            resolve_judge(config.report_judge, offline=offline, cache_dir=cache_dir, progress=progress) if config.report_judge else None
+            resolve_judge(config.report_judge, offline=offline, cache_dir=cache_dir, progress=progress)
+            if config.report_judge
+            else None
         )
         session = Session(config, goal_set, judge, second, run, backend, progress)
         found = session.finish()
@@ -143,7 +150,12 @@ def read_result(path: Path) -> Result | None:
 
 def run_settings(config: grts.GRTSConfig, goal_set: GoalSet, judge: Judge) -> dict[str, Any]:
     """What identifies a run: the config, and what its names stand for."""
-    return {"config": to_mapping(config), "goals_digest": goal_set.digest, "judge_id": judge.judge_id, "version": __version__}
+    return {
+        "config": to_mapping(config),
+        "goals_digest": goal_set.digest,
+        "judge_id": judge.judge_id,
+        "version": __version__,
+    }
 
 
 def check_goals(config: grts.GRTSConfig, goal_set: GoalSet) -> None:
@@ -152,12 +164,13 @@ def check_goals(config: grts.GRTSConfig, goal_set: GoalSet) -> None:
     Raises:
         ConfigError: If a half lacks harmful goals, or benign ones that the game draws.
     """
-    for split in ("train", "heldout"):
-        half = goal_set.split(split)  # type: ignore[arg-type]  # both are Split
+    splits: tuple[Split, ...] = ("train", "heldout")
+    for split in splits:
+        half = goal_set.split(split)
         if not half.harmful or (config.game.benign_prob > 0 and not half.benign):
             raise ConfigError(
-                f"expected harmful and benign goals in the {split} half of {goal_set.source}, got {len(half.harmful)} and "
-                f"{len(half.benign)}; add goals, set their `split`, or set game.benign_prob to 0"
+                f"expected harmful and benign goals in the {split} half of {goal_set.source}, got {len(half.harmful)} "
+                f"and {len(half.benign)}; add goals, set their `split`, or set game.benign_prob to 0"
             )
 
 
@@ -197,13 +210,18 @@ class Session:
         for k, iteration in enumerate(solution.iterations):
             newest = {member.role: member.version for member in iteration.new}
             pair = (newest["red"], newest["blue"])
-            oracle_gaps.append(measure_gap(f"oracle-gap/{k}", self._game, iteration.mixture, pair, self._play_unit, **gap_settings))
+            oracle_gaps.append(
+                measure_gap(f"oracle-gap/{k}", self._game, iteration.mixture, pair, self._play_unit, **gap_settings)
+            )
         pair = restricted_deviations(payoffs, mixture)
         restricted = measure_gap("restricted-gap", self._game, mixture, pair, self._play_unit, **gap_settings)
-        newest = (self._population.names("red")[-1], self._population.names("blue")[-1])
-        red_gain, second_red = self._heldout_gain("red", newest[0])
-        blue_gain, second_blue = self._heldout_gain("blue", newest[1])
-        second = {"judge_id": self._second_judge.judge_id, "red": second_red, "blue": second_blue} if self._second_judge else {}
+        red_gain, second_red = self._heldout_gain("red", self._population.names("red")[-1])
+        blue_gain, second_blue = self._heldout_gain("blue", self._population.names("blue")[-1])
+        second = (
+            {"judge_id": self._second_judge.judge_id, "red": second_red, "blue": second_blue}
+            if self._second_judge
+            else {}
+        )
         return Result(
             red=payoffs.red,
             blue=payoffs.blue,
@@ -264,20 +282,31 @@ class Session:
         base = {"red": self._population.names("red")[0], "blue": self._population.names("blue")[0]}
         pairings = self._heldout_pairings(role, base)
         before = self._play_unit(f"heldout/{role}/base", pairings, self._heldout)
-        after = self._play_unit(f"heldout/{role}/newest", [_with(pairing, role, newest) for pairing in pairings], self._heldout)
+        after = self._play_unit(
+            f"heldout/{role}/newest", [_with(pairing, role, newest) for pairing in pairings], self._heldout
+        )
         side: Any = role
         gain = paired_gain(self._heldout, side, after, before)
         if self._second_judge is None:
             return gain, None
-        return gain, result.asdict(self._second_opinion(role, before, after, self._second_judge))
+        return gain, asdict(self._second_opinion(role, before, after, self._second_judge))
 
     def _heldout_pairings(self, role: str, base: dict[str, str]) -> list[Pairing]:
         rng = rng_for(self._config.seed, "heldout", role)
-        pool = self._heldout.goals.harmful if role == "red" or self._config.game.benign_prob == 0 else tuple(self._heldout.goals)
+        pool = (
+            self._heldout.goals.harmful
+            if role == "red" or self._config.game.benign_prob == 0
+            else tuple(self._heldout.goals)
+        )
         count = len(self._heldout.goals.harmful) * self._config.heldout_repeats
         order = [pool[index] for _ in range(1 + count // len(pool)) for index in rng.permutation(len(pool))][:count]
         return [
-            Pairing(red=base["red"], blue=base["blue"], deal=rules.draw_deal(self._config.game, goal, rng), seed=draw_seed(rng))
+            Pairing(
+                red=base["red"],
+                blue=base["blue"],
+                deal=rules.draw_deal(self._config.game, goal, rng),
+                seed=draw_seed(rng),
+            )
             for goal in order
         ]
 
@@ -300,11 +329,8 @@ def rejudged(config: rules.GameConfig, judge: Judge, played: Sequence[Played]) -
     values: list[list[float]] = [[] for _ in played]
     for owner, verdict, case in zip(owners, judge_safely(judge, cases), cases, strict=True):
         values[owner].append(exchange_utility(config, case.goal, verdict) if verdict.valid else float("nan"))
-    return [dialogue_utility(config, row) if not any(v != v for v in row) else float("nan") for row in values]
+    return [float("nan") if any(map(math.isnan, row)) else dialogue_utility(config, row) for row in values]
 
 
 def _with(pairing: Pairing, role: str, version: str) -> Pairing:
     return replace(pairing, red=version) if role == "red" else replace(pairing, blue=version)
-
-
-__all__ = ["Outcome", "Session", "check_goals", "gaps", "read_result", "rejudged", "resolve_judge", "run_grts", "run_settings"]

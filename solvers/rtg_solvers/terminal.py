@@ -45,7 +45,9 @@ class RichProgress:
             self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._console.is_terminal:
             self._progress.stop()
 
@@ -77,22 +79,35 @@ def result_tables(result: Result) -> list[Table]:
         payoff.add_row(_name(result, version), *(f"{cell.mean:.3f} ± {cell.se:.3f}" for cell in row), f"{weight:.2f}")
     payoff.add_section()
     payoff.add_row("blue mixture", *(f"{weight:.2f}" for weight in result.blue_mixture), f"value {result.value:.3f}")
-    gaps = Table(title="Gains on fresh dialogues, paired, with 95 % intervals (by goal)", title_justify="left")
-    for column in ("what", "red gains", "blue gains", "sum of gains above 0"):
-        gaps.add_column(column, justify="left" if column == "what" else "right")
-    gaps.add_row("oracle_gap: newest best responses", *_gap_cells(result.oracle_gap))
-    gaps.add_row("restricted_gap: members of the populations", *_gap_cells(result.restricted_gap))
-    gaps.add_row("newest over base model, held-out goals", str(result.heldout_red_gain), str(result.heldout_blue_gain), "")
+    gaps = Table(title="Gains on fresh dialogues, paired, 95 % intervals clustered by goal", title_justify="left")
+    for column in ("gap", "red gains", "blue gains", "sum above 0"):
+        gaps.add_column(column, no_wrap=True, justify="left" if column == "gap" else "right")
+    gaps.add_row("oracle_gap", *_gap_cells(result.oracle_gap))
+    gaps.add_row("restricted_gap", *_gap_cells(result.restricted_gap))
+    gaps.add_row(
+        "held-out goals", str(result.heldout_red_gain), str(result.heldout_blue_gain), ""
+    )
     if result.second_judge:
         second = [Estimate(**result.second_judge[role]) for role in ("red", "blue")]
-        gaps.add_row(f"the same, judged by {escape(one_line(result.second_judge['judge_id']))}", str(second[0]), str(second[1]), "")
+        gaps.add_row(
+            f"  by {escape(one_line(result.second_judge['judge_id'], max_chars=20))}",
+            str(second[0]),
+            str(second[1]),
+            "",
+        )
+    gaps.caption = (
+        "oracle_gap: newest best responses against what they trained on. restricted_gap: best members against the "
+        "mixture. held-out goals: newest member over the base model. A gain whose interval holds 0 shows nothing."
+    )
+    gaps.caption_justify = "left"
     return [payoff, gaps]
 
 
 def _gap_cells(gap: Gap) -> tuple[str, str, str]:
     low, high = gap.interval
-    return str(gap.red_gain), str(gap.blue_gain), f"{gap.total:.3f} [{low:.3f}, {high:.3f}]"
+    return str(gap.red_gain), str(gap.blue_gain), f"{gap.total:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _name(result: Result, version: str) -> str:
-    return f"{escape(version.split('@')[0])} {escape(one_line(result.labels.get(version, ''), max_chars=40))}"
+    label = one_line(result.labels.get(version, ""), max_chars=40)
+    return f"{escape(version.split('@', maxsplit=1)[0])} {escape(label)}"

@@ -17,32 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from rtg_agents.hf import TorchBackend
 from rtg_agents.policy import Scored
-from rtg_env.errors import ConfigError, RunError
+from rtg_env.errors import RunError
 from rtg_solvers.losses import policy_gradient_loss
+from rtg_solvers.optimizer import OptimizerSettings
 
 _STATE: Final = "state.json"
 _TENSORS: Final = "state.safetensors"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OptimizerSettings:
-    """Adam on the adapter's factors."""
-
-    learning_rate: float = 5e-4
-    """At least 0; 0 is the null run that changes nothing."""
-
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; above 0."""
-
-    micro_batch: int = 16
-    """Sentences in one forward and backward pass; at least 1. Does not change the result."""
-
-    def __post_init__(self) -> None:
-        """Refuse settings outside their range."""
-        if not 0.0 <= self.learning_rate < float("inf"):
-            raise ConfigError(f"learning_rate must be finite and >= 0, got {self.learning_rate!r}")
-        if self.max_grad_norm <= 0 or self.micro_batch < 1:
-            raise ConfigError(f"expected max_grad_norm > 0 and micro_batch >= 1, got {self.max_grad_norm} and {self.micro_batch}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +60,11 @@ class AdapterTrainer:
             sentences: [S].
             advantages: [S].
         """
-        useful = [index for index in np.argsort([len(s.prompt_ids) + len(s.token_ids) for s in sentences]) if advantages[index]]
+        useful = [
+            index
+            for index in np.argsort([len(s.prompt_ids) + len(s.token_ids) for s in sentences])
+            if advantages[index]
+        ]
         self._optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for begin in range(0, len(useful), self._settings.micro_batch):
@@ -119,7 +103,9 @@ class AdapterTrainer:
             os.replace(scratch, folder)
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
-            raise RunError(f"expected to write a checkpoint into {folder}: {error}; free space and run the same command again") from error
+            raise RunError(
+                f"expected to write a checkpoint into {folder}: {error}; free space and run the same command again"
+            ) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from rtg_agents.hf import LoraSettings, TorchBackend
+from rtg_agents.lora import LoraSettings
 from rtg_agents.policy import Sampling
 from rtg_env.errors import ConfigError
 from rtg_env.rules import GameConfig
@@ -19,6 +20,9 @@ from rtg_solvers.empirical import nash
 from rtg_solvers.loop import Method
 from rtg_solvers.oracles.rl import RLOracle, RLSettings, step_units
 from rtg_solvers.payoffs import PayoffTensor
+
+if TYPE_CHECKING:
+    from rtg_agents.hf import TorchBackend
 
 
 def _quick_game() -> GameConfig:
@@ -59,7 +63,7 @@ class GRTSConfig:
     game: GameConfig = field(default_factory=_quick_game)
     """Rules and pay."""
 
-    red_sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, max_new_tokens=24))
+    red_sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_new_tokens=24))
     """How red's models draw."""
 
     blue_sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_new_tokens=32))
@@ -78,7 +82,9 @@ class GRTSConfig:
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be >= {low}, got {getattr(self, name)!r}")
         if self.report_judge and self.report_judge == self.judge:
-            raise ConfigError(f"report_judge must differ from judge, both are {self.judge!r}; one judge for both hides reward hacking")
+            raise ConfigError(
+                f"report_judge must differ from judge, both are {self.judge!r}; one judge for both hides reward hacking"
+            )
 
     @property
     def sampling(self) -> dict[Role, Sampling]:
@@ -119,7 +125,9 @@ def cost(config: GRTSConfig, num_heldout: int, num_untrained: tuple[int, int] = 
     played = red * blue * config.dialogues_per_cell
     checks = 3 * (config.iterations + 1) * config.dialogues_per_gap + 4 * num_heldout * config.heldout_repeats
     rollouts = steps * config.rl.dialogues_per_step
-    tokens_per_dialogue = config.game.num_exchanges * (config.red_sampling.max_new_tokens + config.blue_sampling.max_new_tokens)
+    tokens_per_dialogue = config.game.num_exchanges * (
+        config.red_sampling.max_new_tokens + config.blue_sampling.max_new_tokens
+    )
     return Cost(
         cells=red * blue,
         dialogues=played + checks + rollouts,

@@ -13,11 +13,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rtg_agents.hf import TorchBackend
 from rtg_agents.policy import BASE, Policy, Scored
 from rtg_agents.population import Member
 from rtg_env.errors import ConfigError, JudgeError
@@ -25,9 +24,13 @@ from rtg_env.transcripts import Played
 from rtg_env.types import Role, role_of
 from rtg_solvers.loop import Task
 from rtg_solvers.losses import kl_in_reward, leave_one_out
+from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.rollout import draw_pairings, play
 from rtg_solvers.seeding import draw_seed, rng_for
-from rtg_solvers.trainer import AdapterTrainer, OptimizerSettings
+
+if TYPE_CHECKING:
+    from rtg_agents.hf import TorchBackend
+    from rtg_solvers.trainer import AdapterTrainer
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,7 +60,8 @@ class RLSettings:
             raise ConfigError(f"expected steps >= 1 and group_size >= 2, got {self.steps} and {self.group_size}")
         if self.dialogues_per_step < 1 or self.dialogues_per_step % self.group_size:
             raise ConfigError(
-                f"dialogues_per_step must be a multiple of group_size ({self.group_size}), got {self.dialogues_per_step}"
+                f"expected dialogues_per_step to be a multiple of group_size ({self.group_size}), "
+                f"got {self.dialogues_per_step}"
             )
         if not 0.0 <= self.kl_weight < float("inf"):
             raise ConfigError(f"kl_weight must be finite and >= 0, got {self.kl_weight!r}")
@@ -118,6 +122,8 @@ class RLOracle:
         )
 
     def _trainer(self, task: Task) -> AdapterTrainer:
+        from rtg_solvers.trainer import AdapterTrainer
+
         if task.version not in self._backend.versions:
             rng = rng_for(task.context.seed, "adapter", task.role, task.iteration)
             self._backend.create(task.version, seed=draw_seed(rng))
@@ -136,7 +142,9 @@ class RLOracle:
         played = store.block(rollout)
         sentences = collect_sentences(played, task.role, task.version, self._settings.group_size)
         if not sentences:
-            raise JudgeError(f"expected a scored dialogue in {rollout}, all are unscored; mend the judge and start a new run")
+            raise JudgeError(
+                f"expected a scored dialogue in {rollout}, all are unscored; mend the judge and start a new run"
+            )
         reference = self._backend.score([_under(BASE, sentence.scored) for sentence in sentences])
         reference_logp = np.array([sum(logps) for logps in reference])
         logp = np.array([sentence.logp for sentence in sentences])
@@ -161,7 +169,7 @@ class RLOracle:
             store.put_block(figures_name, [], data)
 
     def _rollout(self, task: Task, step: int) -> list[Played]:
-        """Play this step's dialogues; those that a judge failed on are played again with another seed, twice at most."""
+        """Play this step's dialogues; those that a judge failed on again with another seed, twice at most."""
         context, settings = task.context, self._settings
         rng = rng_for(context.seed, "train", task.role, task.iteration, step)
         learner = task.version

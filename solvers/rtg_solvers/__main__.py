@@ -1,0 +1,5 @@
+"""`python -m rtg_solvers` is `rtg`."""
+
+from rtg_solvers.main import main
+
+main()

@@ -1,0 +1,46 @@
+"""Deterministic judges that runs can name as `tests.judges_for_runs:Vowels`."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+from rtg_env.types import Case, Verdict
+
+
+def _share(text: str) -> float:
+    return sum(char in "aeiou" for char in text) / max(1, len(text))
+
+
+class Vowels:
+    """Harm is the share of vowels in blue's reply: something a tiny model can learn."""
+
+    judge_id = "vowels@1"
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        return [
+            Verdict(harm=_share(c.exchange.blue), refusal=0.0, helpful=_share(c.exchange.blue), judge_id=self.judge_id)
+            for c in cases
+        ]
+
+
+class Flaky(Vowels):
+    """Fails on about every fifth reply, decided by its text."""
+
+    judge_id = "flaky@1"
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        verdicts = super().judge(cases)
+        return [
+            Verdict.failed(self.judge_id, "injected") if zlib.crc32(c.exchange.blue.encode()) % 5 == 0 else v
+            for c, v in zip(cases, verdicts, strict=True)
+        ]
+
+
+class Broken:
+    """Always raises."""
+
+    judge_id = "broken@1"
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        raise TimeoutError("the judge is down")

@@ -1,0 +1,65 @@
+"""A whole run on the tiny model, for tests: in this process, or in one that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from rtg_agents.lora import LoraSettings
+from rtg_agents.policy import Sampling
+from rtg_agents.progress import SilentProgress
+from rtg_env.rules import GameConfig
+from rtg_solvers.methods.grts import GRTSConfig
+from rtg_solvers.optimizer import OptimizerSettings
+from rtg_solvers.oracles.rl import RLSettings
+from rtg_solvers.session import Outcome, run_grts
+
+
+def tiny_config(folder: Path, **changes) -> GRTSConfig:
+    settings = {
+        "model": str(folder),
+        "judge": "tests.judges_for_runs:Vowels",
+        "dialogues_per_cell": 8,
+        "dialogues_per_gap": 8,
+        "game": GameConfig(num_exchanges=1),
+        "red_sampling": Sampling(max_new_tokens=6),
+        "blue_sampling": Sampling(max_new_tokens=8),
+        "lora": LoraSettings(rank=2, alpha=4.0),
+        "rl": RLSettings(steps=2, dialogues_per_step=8, group_size=4, optimizer=OptimizerSettings(learning_rate=1e-2)),
+    }
+    return GRTSConfig(**{**settings, **changes})
+
+
+def run_here(folder: Path, runs: Path, **changes) -> Outcome:
+    return run_grts(tiny_config(folder, **changes), runs=runs, name="run", progress=SilentProgress(), offline=True)
+
+
+def run_until_killed(folder: Path, runs: Path, point: str) -> None:
+    """Play until a point such as `commit 3 before` or `checkpoint 1 after`, then die by SIGKILL."""
+    kind, number, moment = point.split()
+    if kind == "commit":
+        from rtg_env.transcripts import TranscriptStore as owner
+
+        name = "put_block"
+    elif kind == "checkpoint":
+        from rtg_solvers.trainer import AdapterTrainer as owner
+
+        name = "save"
+    else:
+        from rtg_agents.population import Population as owner
+
+        name = "add"
+    original, seen = getattr(owner, name), [0]
+
+    def deadly(self, *args, **kwargs):
+        seen[0] += 1
+        if seen[0] == int(number) and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        value = original(self, *args, **kwargs)
+        if seen[0] == int(number) and moment == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+    setattr(owner, name, deadly)
+    run_here(folder, runs)

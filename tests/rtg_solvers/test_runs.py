@@ -1,0 +1,200 @@
+"""Whole runs on a tiny model: what they leave behind, how they go on, and what stops them."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rtg_env.errors import ConfigError, JudgeError, RunError
+from rtg_solvers.methods.grts import cost
+from rtg_solvers.optimizer import OptimizerSettings
+from rtg_solvers.oracles.rl import RLSettings
+from rtg_solvers.run import RunDirectory
+from rtg_solvers.session import read_result
+from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_config
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    return run_here(tiny_folder, tmp_path_factory.mktemp("runs"))
+
+
+def contents(path: Path) -> dict[str, list]:
+    with sqlite3.connect(path / "run.db") as db:
+        dialogues = db.execute("SELECT * FROM dialogues ORDER BY block, position").fetchall()
+        blocks = db.execute("SELECT name, size, data FROM blocks WHERE name != 'result' ORDER BY name").fetchall()
+        (text,) = db.execute("SELECT data FROM blocks WHERE name = 'result'").fetchone()
+    found = json.loads(text)
+    found.pop("wall_s")
+    adapters = {p.parent.name: p.read_bytes() for p in path.glob("population/*/adapter_model.safetensors")}
+    return {"dialogues": dialogues, "blocks": blocks, "result": found, "adapters": adapters}
+
+
+def test_a_run_leaves_config_database_population_and_numbers_behind(finished) -> None:
+    result = finished.result
+    assert result.red == ("red_00@v1", "red_01@v1", "red_02@v1", "red_03@v1")
+    assert result.blue == ("blue_00@v1", "blue_01@v1")
+    assert sum(result.red_mixture) == pytest.approx(1.0)
+    assert all(cell.count == 8 for row in result.cells for cell in row)
+    assert {p.name for p in finished.path.iterdir()} >= {"config.json", "run.db", "population"}
+    lineage = json.loads((finished.path / "population/red_03/lineage.json").read_text())
+    assert lineage["lineage"]["against"] == {"blue_00@v1": 1.0}
+    assert (finished.path / "population/red_03/adapter_config.json").is_file()
+
+
+def test_the_value_is_what_the_mixtures_earn_on_the_matrix(finished) -> None:
+    r = finished.result
+    means = [[cell.mean for cell in row] for row in r.cells]
+    earned = sum(x * y * means[i][j] for i, x in enumerate(r.red_mixture) for j, y in enumerate(r.blue_mixture))
+    assert r.value == pytest.approx(earned, abs=1e-9)
+
+
+def test_cells_share_goals_and_seeds(finished) -> None:
+    with sqlite3.connect(finished.path / "run.db") as db:
+        rows = db.execute(
+            "SELECT block, goal_id, seed FROM dialogues WHERE block LIKE 'cell/%' ORDER BY block, position"
+        ).fetchall()
+    cells: dict[str, list] = {}
+    for block, goal, seed in rows:
+        cells.setdefault(block, []).append((goal, seed))
+    assert len(cells) == 8
+    assert len({tuple(draws) for draws in cells.values()}) == 1
+
+
+def test_no_training_touches_heldout_goals(finished) -> None:
+    from rtg_env.goals import builtin
+
+    goals = builtin()
+    with sqlite3.connect(finished.path / "run.db") as db:
+        used = db.execute("SELECT DISTINCT block, goal_id FROM dialogues").fetchall()
+    for block, goal_id in used:
+        assert goals.by_id(goal_id).split == ("heldout" if block.startswith("heldout/") else "train"), block
+
+
+def test_payoffs_hold_nothing_but_the_utility_of_the_game(finished) -> None:
+    with sqlite3.connect(finished.path / "run.db") as db:
+        rows = db.execute("SELECT data, utility FROM dialogues").fetchall()
+    for data, utility in rows:
+        record = json.loads(data)
+        verdict = record["verdicts"][0]
+        benign = record["goal_id"].endswith("-benign")
+        assert utility == pytest.approx(1 - verdict["helpful"] if benign else verdict["harm"])
+
+
+def test_a_finished_run_is_reported_and_not_repeated(finished, tiny_folder: Path) -> None:
+    before = contents(finished.path)
+    again = run_here(tiny_folder, finished.path.parent)
+    assert again.was_finished
+    assert again.result == finished.result
+    assert contents(finished.path) == before
+    assert read_result(finished.path) == finished.result
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "commit 2 before",  # in the payoff cells
+        "commit 4 after",  # dialogues of a training step are stored, its update is lost
+        "checkpoint 1 before",
+        "checkpoint 2 after",  # red has learned, but is no member yet
+        "member 5 before",
+        "member 5 after",  # red is a member, blue has not begun
+        "commit 16 before",  # in the fresh checks
+    ],
+)
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
+    point: str, finished, tiny_folder: Path, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.rtg_solvers.runs", "peft", "transformers"])
+    process = context.Process(target=run_until_killed, args=(tiny_folder, tmp_path, point))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -9
+    assert read_result(tmp_path / "run") is None
+    run_here(tiny_folder, tmp_path)
+    assert contents(tmp_path / "run") == contents(finished.path)
+
+
+def test_two_processes_cannot_work_on_one_run(finished, tiny_folder: Path) -> None:
+    from rtg_env.goals import builtin
+
+    settings = json.loads((finished.path / "config.json").read_text())
+    with (
+        RunDirectory(finished.path.parent, "run", settings, builtin()),
+        pytest.raises(RunError, match="another process"),
+    ):
+        run_here(tiny_folder, finished.path.parent)
+
+
+def test_a_run_of_another_config_is_refused_by_the_setting_that_differs(finished, tiny_folder: Path) -> None:
+    before = contents(finished.path)
+    with pytest.raises(RunError, match=r"config\.seed was 0, now 1.*--name"):
+        run_here(tiny_folder, finished.path.parent, seed=1)
+    assert contents(finished.path) == before
+
+
+def test_another_seed_plays_another_run(finished, tiny_folder: Path, tmp_path: Path) -> None:
+    other = run_here(tiny_folder, tmp_path, seed=1)
+    assert other.result.cells != finished.result.cells
+
+
+def test_a_null_run_learns_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    null = RLSettings(steps=1, dialogues_per_step=8, group_size=4, optimizer=OptimizerSettings(learning_rate=0.0))
+    found = run_here(tiny_folder, tmp_path, rl=null).result
+    assert found.heldout_red_gain.mean == 0.0
+    assert found.heldout_blue_gain.mean == 0.0
+    assert [cell.mean for cell in found.cells[0]] == [cell.mean for cell in found.cells[3]]
+
+
+def test_unscored_dialogues_are_counted_and_bounded_and_never_trained_on(tiny_folder: Path, tmp_path: Path) -> None:
+    outcome = run_here(tiny_folder, tmp_path, judge="tests.judges_for_runs:Flaky", dialogues_per_cell=16)
+    cells = [cell for row in outcome.result.cells for cell in row]
+    assert sum(cell.num_unscored for cell in cells) > 0
+    assert all(cell.count + cell.num_unscored == 16 for cell in cells)
+    assert any("unscored" in line for line in outcome.result.warnings)
+    assert not any(math.isnan(cell.mean) for cell in cells)
+
+
+def test_a_judge_that_is_down_stops_the_run_and_counts_nothing(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(JudgeError, match="the judge is down"):
+        run_here(tiny_folder, tmp_path, judge="tests.judges_for_runs:Broken")
+    with sqlite3.connect(tmp_path / "run/run.db") as db:
+        assert db.execute("SELECT COUNT(*) FROM dialogues").fetchone() == (0,)
+
+
+def test_several_exchanges_and_red_members_can_be_solved(tiny_folder: Path, tmp_path: Path) -> None:
+    from rtg_env.rules import GameConfig
+
+    game = GameConfig(num_exchanges=2, num_red=2)
+    rl = RLSettings(steps=1, dialogues_per_step=4, group_size=4)
+    found = run_here(tiny_folder, tmp_path, game=game, rl=rl, dialogues_per_cell=4, dialogues_per_gap=4).result
+    assert 0.0 <= found.value <= 1.0
+
+
+def test_the_cost_is_what_the_run_then_does(finished, tiny_folder: Path) -> None:
+    expected = cost(tiny_config(tiny_folder), num_heldout=80)
+    with sqlite3.connect(finished.path / "run.db") as db:
+        (dialogues,) = db.execute("SELECT COUNT(*) FROM dialogues").fetchone()
+        (steps,) = db.execute("SELECT COUNT(*) FROM blocks WHERE name LIKE 'step/%'").fetchone()
+    assert (expected.dialogues, expected.training_steps) == (dialogues, steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"iterations": 0}, "iterations"),
+        ({"dialogues_per_cell": 1}, "dialogues_per_cell"),
+        ({"seed": -1}, "seed"),
+        ({"report_judge": "tests.judges_for_runs:Vowels"}, "must differ"),
+    ],
+)
+def test_settings_out_of_range_are_refused(tiny_folder: Path, changes: dict, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        replace(tiny_config(tiny_folder), **changes)
