@@ -133,7 +133,9 @@ class DialogueBatch:
             JudgeError: If the judge returns something that is not a list of verdicts.
         """
         after = {index: self._after(index, action) for index, action in actions.items()}
-        completed = [index for index in after if len(after[index].exchanges) > len(self._dialogues[index].verdicts)]
+        completed = [
+            index for index in after if len(after[index].exchanges) > len(self._dialogues[index].state.exchanges)
+        ]
         cases = [Case(goal=after[index].deal.goal, exchanges=after[index].exchanges) for index in completed]
         verdicts = dict(zip(completed, judge_safely(self.judge, cases), strict=True))
         for index, action in actions.items():

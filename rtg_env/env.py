@@ -18,7 +18,6 @@ Version history: v0, first rules.
 
 from __future__ import annotations
 
-import functools
 import sys
 from typing import Any, Final, cast
 
@@ -27,12 +26,13 @@ from gymnasium import spaces
 from gymnasium.utils import seeding
 from pettingzoo import AECEnv
 from pettingzoo.utils.conversions import turn_based_aec_to_parallel_wrapper
+from pettingzoo.utils.env import AECIterable
 
 from rtg_env import goals as goals_module
 from rtg_env import rewards, rules
 from rtg_env.engine import DialogueBatch, Transcript
 from rtg_env.errors import ConfigError, InvalidActionError, OrderError
-from rtg_env.goals import Goal, GoalSet
+from rtg_env.goals import MAX_GOAL_CHARS, Goal, GoalSet
 from rtg_env.judges.base import Judge
 from rtg_env.rules import GameConfig
 from rtg_env.spaces import UnicodeText, messages_space
@@ -40,7 +40,6 @@ from rtg_env.text import for_terminal
 from rtg_env.types import BLUE_AGENT, Action, Observation, role_of
 
 _RENDER_MODES: Final = ("human", "ansi")
-_MAX_GOAL_CHARS: Final = 4000
 
 
 class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
@@ -78,32 +77,25 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             raise ConfigError(f"render_mode must be None or one of {_RENDER_MODES}, got {render_mode!r}")
         self.config = _game_config(config, game)
         self.goals = goals_module.builtin() if goals is None else goals
+        if not isinstance(self.goals, GoalSet):
+            raise ConfigError(f"goals must be a GoalSet, got {type(goals).__name__}; wrap them: GoalSet(goals)")
         self.judge = _default_judge() if judge is None else judge
         self.render_mode = render_mode
         self.possible_agents = list(self.config.agents)
         self.agents: list[str] = []
+        self._observation_spaces = {agent: _observation_space(self.config, agent) for agent in self.possible_agents}
+        self._action_spaces = {agent: UnicodeText(self.config.max_action_chars) for agent in self.possible_agents}
         self._batch: DialogueBatch | None = None
         self._rng: np.random.Generator | None = None
         self._rendered = 0
 
-    @functools.cache  # noqa: B019 - PettingZoo asks for the same object each time; lives as long as the env
     def observation_space(self, agent: str) -> spaces.Dict:
         """Space of what this agent sees."""
-        private = (
-            {"system_prompt": UnicodeText(_MAX_GOAL_CHARS)}
-            if agent == BLUE_AGENT
-            else {"goal": UnicodeText(_MAX_GOAL_CHARS)}
-        )
-        public = {
-            "messages": messages_space(self.config.max_action_chars),
-            "turn": spaces.Discrete(self.config.num_exchanges + 1),
-        }
-        return spaces.Dict({**public, **private})
+        return self._observation_spaces[agent]
 
-    @functools.cache  # noqa: B019 - as above
     def action_space(self, agent: str) -> UnicodeText:
         """Any text up to the limit."""
-        return UnicodeText(self.config.max_action_chars)
+        return self._action_spaces[agent]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         """Deal a new dialogue.
@@ -111,6 +103,9 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         Args:
             seed: Restarts the environment's own generator; None goes on with it.
             options: `goal` (a `Goal`) or `goal_id` fixes the goal; other keys are ignored.
+
+        Raises:
+            ConfigError: If there is no such goal; the dialogue before goes on then.
         """
         if seed is not None or self._rng is None:
             self._rng, _ = seeding.np_random(seed)
@@ -136,9 +131,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             OrderError: Before `reset`, or after the last agent has left.
             InvalidActionError: If the action is not text or too long; nothing has happened then.
         """
-        batch = self._dealt()
-        if not self.agents:
-            raise OrderError("expected a dialogue that goes on, all agents have left; call reset()")
+        batch = self._occupied()
         agent = self.agent_selection
         if self.terminations[agent]:
             if action is not None:
@@ -149,10 +142,9 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             return
         if action is None:
             raise InvalidActionError(f"action must be text, got None, but the dialogue of {agent} goes on; pass a str")
-        paid_before = sum(batch.transcript(0).payments)
         batch.submit({0: action})
         self._cumulative_rewards[agent] = 0.0
-        self._pay(paid_before)
+        self._pay(answered=agent == BLUE_AGENT)
         after = batch.to_move(0)
         if after is None:
             self.terminations = dict.fromkeys(self.agents, True)
@@ -160,6 +152,24 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         else:
             self.agent_selection = after
         self._render_new()
+
+    def last(self, observe: bool = True) -> tuple[dict[str, Any] | None, float, bool, bool, dict[str, Any]]:
+        """Observation, reward since its last turn, termination, truncation and info of the selected agent.
+
+        Raises:
+            OrderError: Before `reset`, or after the last agent has left.
+        """
+        self._occupied()
+        return super().last(observe)
+
+    def agent_iter(self, max_iter: int = 2**63) -> AECIterable[str, dict[str, Any], str | Action | None]:
+        """The selected agents, one after another; call `step` once for each.
+
+        Raises:
+            OrderError: Before `reset`.
+        """
+        self._dealt()
+        return super().agent_iter(max_iter)
 
     def observe(self, agent: str) -> dict[str, Any]:
         """What this agent sees now."""
@@ -189,16 +199,27 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             )
         return self._batch
 
+    def _occupied(self) -> DialogueBatch:
+        batch = self._dealt()
+        if not self.agents:
+            raise OrderError("expected a dialogue that goes on, all agents have left; call reset()")
+        return batch
+
     def _draw_goal(self, options: dict[str, Any], rng: np.random.Generator) -> Goal:
-        if isinstance(options.get("goal"), Goal):
-            return cast("Goal", options["goal"])
+        goal = options.get("goal")
+        if isinstance(goal, Goal):
+            return goal
+        if goal is not None:
+            raise ConfigError(
+                f"options['goal'] must be a Goal, got {type(goal).__name__}; name one by options['goal_id']"
+            )
         if options.get("goal_id") is not None:
             return self.goals.by_id(str(options["goal_id"]))
         return self.goals.draw(rng, benign_prob=self.config.benign_prob)
 
-    def _pay(self, paid_before: float) -> None:
+    def _pay(self, *, answered: bool) -> None:
         transcript = self._dealt().transcript(0)
-        paid = 0.0 if transcript.unscored else sum(transcript.payments) - paid_before
+        paid = transcript.payments[-1] if answered and not transcript.unscored else 0.0
         self.rewards = rewards.team_rewards(self.config, paid)
         self._accumulate_rewards()
         self.infos = {agent: self._info(agent) for agent in self.agents}
@@ -213,10 +234,10 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
     def _lines(self) -> list[str]:
         transcript = self._dealt().transcript(0)
         kind = "harmful goal" if transcript.goal.harmful else "benign goal, nature speaks"
-        lines = [f"[{kind}] {transcript.goal.text}"]
+        lines = [f"[{kind}] {_shown(transcript.goal.text)}"]
         observation = self._dealt().observe(0, BLUE_AGENT)
         for index, (role, content) in enumerate(observation.messages):
-            lines.append(f"{'red ' if role == 'user' else 'blue'} | {content}")
+            lines.append(f"{'red ' if role == 'user' else 'blue'} | {_shown(content)}")
             if role == "assistant" and index // 2 < len(transcript.verdicts):
                 lines.append("     " + _verdict_line(transcript, index // 2))
         return lines
@@ -252,6 +273,7 @@ class parallel_env(turn_based_aec_to_parallel_wrapper):  # type: ignore[type-arg
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
         """Let the active agent speak; five empty dicts once the dialogue is over (upstream returns four)."""
         if not self.agents:
+            self.aec_env.observe(BLUE_AGENT)  # raises if there was no reset yet
             return {}, {}, {}, {}, {}
         active = self.aec_env.agent_selection
         if active not in actions:
@@ -305,6 +327,8 @@ def _game_config(config: GameConfig | None, game: dict[str, Any]) -> GameConfig:
         raise ConfigError(
             f"expected either config or its fields as keywords, got both ({', '.join(sorted(game))}); merge them"
         )
+    if config is not None and not isinstance(config, GameConfig):
+        raise ConfigError(f"config must be a GameConfig, got {type(config).__name__}; pass its fields as keywords")
     if config is not None:
         return config
     try:
@@ -312,6 +336,18 @@ def _game_config(config: GameConfig | None, game: dict[str, Any]) -> GameConfig:
     except TypeError as error:
         known = ", ".join(GameConfig.__dataclass_fields__)
         raise ConfigError(f"expected fields of GameConfig ({known}), got an unknown one: {error}") from None
+
+
+def _shown(text: str) -> str:
+    """Cleaned text by text: a sequence that one sentence opens must not swallow the next; no line can pass for another's."""
+    return for_terminal(text, max_chars=200_000).replace("\n", "\n     | ")
+
+
+def _observation_space(config: GameConfig, agent: str) -> spaces.Dict:
+    prompt = UnicodeText(max(MAX_GOAL_CHARS, len(config.blue_system_prompt)))
+    private = {"system_prompt": prompt} if agent == BLUE_AGENT else {"goal": UnicodeText(MAX_GOAL_CHARS)}
+    turn = spaces.Discrete(config.num_exchanges + 1)
+    return spaces.Dict({"messages": messages_space(config.max_action_chars), "turn": turn, **private})
 
 
 def _verdict_line(transcript: Transcript, index: int) -> str:

@@ -20,21 +20,25 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Literal, cast
+from typing import Final, Literal, TypeVar, cast
 
 import numpy as np
 
 from rtg_env.errors import ConfigError, GoalFileError
+from rtg_env.text import well_formed
 
 Split = Literal["train", "heldout"]
 
+MAX_GOAL_CHARS: Final = 4000
+"""Longest text of a goal, in code points."""
+
 _FIELDS = ("id", "text", "harmful", "category", "group", "split", "turns", "examples")
-_MAX_CHARS = 4000
+_Row = TypeVar("_Row")
 _TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no"}
 
 
@@ -80,6 +84,10 @@ class Goal:
         """Check what every later module relies on."""
         if not self.text.strip():
             raise ConfigError(f"goal {self.id!r}: expected a non-empty text, got {self.text!r}")
+        if len(self.text) > MAX_GOAL_CHARS:
+            raise ConfigError(
+                f"goal {self.id!r}: expected a text of at most {MAX_GOAL_CHARS} characters, got {len(self.text)}; shorten it"
+            )
         if not self.harmful and not self.turns:
             raise ConfigError(f"goal {self.id!r} is benign: expected `turns` (what nature says), got none; add them")
 
@@ -89,15 +97,25 @@ class Goal:
 
 
 class GoalSet(Sequence[Goal]):
-    """An immutable list of goals with the draws and splits that a run needs."""
+    """An immutable list of goals with the draws and splits that a run needs.
+
+    Raises:
+        ConfigError: If two goals have one id, or the goals of one group are on both sides of the split.
+    """
 
     def __init__(self, goals: Iterable[Goal], *, source: str = "custom") -> None:
         self._goals = tuple(goals)
         self.source = source
         seen: set[str] = set()
+        sides: dict[str, Split] = {}
         for goal in self._goals:
             if goal.id in seen:
                 raise ConfigError(f"expected unique goal ids in {source}, got {goal.id!r} twice; rename one")
+            if goal.group and sides.setdefault(goal.group, goal.split) != goal.split:
+                raise ConfigError(
+                    f"expected group {goal.group!r} of {source} on one side of the split, "
+                    f"got {goal.id!r} in {goal.split!r} and others elsewhere; give the group one split"
+                )
             seen.add(goal.id)
 
     def __len__(self) -> int:
@@ -194,7 +212,7 @@ def load(path: str | Path) -> GoalSet:
         raise GoalFileError(
             f"expected `builtin` or a goal file (.jsonl, .csv), got {str(path)!r}, which does not exist"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise GoalFileError(f"expected a readable UTF-8 goal file, got {str(path)!r}: {error}") from None
     parsers = {".jsonl": _parse_jsonl, ".csv": _parse_csv}
     if path.suffix.lower() not in parsers:
@@ -264,28 +282,28 @@ def parse_record(record: object, *, where: str, default_id: str) -> Goal:
 
 def _parse_jsonl(text: str, name: str) -> list[Goal]:
     stem = Path(name).stem
-    goals = []
+    goals: dict[str, Goal] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{name} line {number}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # no JSON, a number without end, or nested without end
             raise GoalFileError(
-                f"{where}: expected one JSON object per line, got {_clip(line)!r} ({error.msg})"
+                f"{where}: expected one JSON object per line, got {_clip(line)!r} ({_clip(error)}); mend or remove it"
             ) from None
-        goals.append(parse_record(record, where=where, default_id=f"{stem}-{number}"))
-    return goals
+        _add(goals, parse_record(record, where=where, default_id=f"{stem}-{number}"), where)
+    return list(goals.values())
 
 
 def _parse_csv(text: str, name: str) -> list[Goal]:
     stem = Path(name).stem
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if "text" not in (reader.fieldnames or ()):
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    if "text" not in (_csv_row(reader, name, lambda: reader.fieldnames) or ()):
         raise GoalFileError(f"{name} line 1: expected a header with a `text` column, got {reader.fieldnames}")
-    goals = []
-    for row in reader:
+    goals: dict[str, Goal] = {}
+    while (row := _csv_row(reader, name, lambda: next(reader, None))) is not None:
         where = f"{name} line {reader.line_num}"
         if None in row:
             raise GoalFileError(
@@ -294,8 +312,24 @@ def _parse_csv(text: str, name: str) -> list[Goal]:
         record: dict[str, object] = {key: value for key, value in row.items() if value not in (None, "")}
         if isinstance(record.get("turns"), str):
             record["turns"] = [part.strip() for part in str(record["turns"]).split("||")]
-        goals.append(parse_record(record, where=where, default_id=f"{stem}-{reader.line_num}"))
-    return goals
+        _add(goals, parse_record(record, where=where, default_id=f"{stem}-{reader.line_num}"), where)
+    return list(goals.values())
+
+
+def _csv_row(reader: csv.DictReader[str], name: str, read: Callable[[], _Row]) -> _Row:
+    begin = reader.line_num + 1
+    try:
+        return read()
+    except csv.Error as error:
+        raise GoalFileError(
+            f"{name} line {begin}: expected a row of CSV, got {error}; close its quotes, double a quote inside a text"
+        ) from None
+
+
+def _add(goals: dict[str, Goal], goal: Goal, where: str) -> None:
+    if goal.id in goals:
+        raise GoalFileError(f"{where}: expected unique goal ids, got {goal.id!r} a second time; rename one")
+    goals[goal.id] = goal
 
 
 def _text(record: Mapping[object, object], key: str, where: str, default: str | None) -> str:
@@ -304,10 +338,10 @@ def _text(record: Mapping[object, object], key: str, where: str, default: str | 
         raise GoalFileError(f"{where}: expected the field {key!r}, it is missing; add it")
     if isinstance(value, bool | float) or not isinstance(value, str | int):
         raise GoalFileError(f"{where}: expected text under {key!r}, got {type(value).__name__}")
-    value = str(value)
-    if len(value) > _MAX_CHARS:
+    value = well_formed(str(value))
+    if len(value) > MAX_GOAL_CHARS:
         raise GoalFileError(
-            f"{where}: expected at most {_MAX_CHARS} characters under {key!r}, got {len(value)}; shorten it"
+            f"{where}: expected at most {MAX_GOAL_CHARS} characters under {key!r}, got {len(value)}; shorten it"
         )
     return value
 
@@ -326,7 +360,7 @@ def _turns(value: object, where: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
         raise GoalFileError(f"{where}: expected turns to be a list of non-empty texts, got {_clip(value)!r}")
-    return tuple(value)
+    return tuple(well_formed(item) for item in value)
 
 
 def _examples(value: object, where: str) -> tuple[LabelledReply, ...]:
@@ -350,7 +384,7 @@ def _example(item: object, where: str) -> LabelledReply:
     for key, label in labels.items():
         if label not in (0, 1):
             raise GoalFileError(f"{where}: expected the label {key!r} to be 0 or 1, got {_clip(label)!r}")
-    return LabelledReply(reply=item["reply"], **{key: int(label) for key, label in labels.items()})
+    return LabelledReply(reply=well_formed(item["reply"]), **{key: int(label) for key, label in labels.items()})
 
 
 def _hashed_split(group: str) -> Split:

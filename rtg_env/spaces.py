@@ -33,7 +33,7 @@ class UnicodeText(spaces.Text):
         return isinstance(x, str) and self.min_length <= len(x) <= self.max_length
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """Noise of at most 24 characters (more only if `min_length` asks for it); masks and probabilities have no meaning here and are ignored."""
+        """Noise of at most 24 characters, or of `min_length` if that is more; masks and probabilities are ignored."""
         low = max(1, self.min_length)
         length = int(self.np_random.integers(low, max(low, min(24, self.max_length)) + 1))
         return "".join(_SAMPLE_CHARS[i] for i in self.np_random.integers(len(_SAMPLE_CHARS), size=length))

@@ -79,6 +79,16 @@ def benign_rows(split: str) -> list[LabelledRow]:
     return rows
 
 
+def request_rows() -> list[Row]:
+    """Our own requests without answers, harmful and harmless: they teach judge A to read a goal's text."""
+    rows = []
+    for line in (DATA / "requests.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        kind = "request-harmful" if record["harmful"] else "request-benign"
+        rows.append(Row(id=record["id"], goal=record["text"], reply="", group=record["id"], kind=kind))
+    return rows
+
+
 def in_share_a(group: str) -> bool:
     """Whether judge A learns from this group."""
     return zlib.crc32(f"judge-split-1/{group}".encode()) / 2**32 < SHARE_A

@@ -322,13 +322,15 @@ def _pip_download(wheel: PinnedWheel, target: Path, progress: Progress) -> None:
             "--quiet",
         ]
         command += ["--dest", scratch, f"{wheel.distribution}=={wheel.version}"]
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": scratch}
-        )
-        while process.poll() is None:
-            progress.advance(f"fetch {wheel.distribution}", min(_bytes_under(scratch), wheel.size), wheel.size)
-            time.sleep(0.2)
-        stderr = process.stderr.read() if process.stderr else ""
+        log = Path(scratch) / "pip.log"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(  # noqa: S603 - fixed arguments, no shell
+                command, stdout=subprocess.DEVNULL, stderr=sink, env={**os.environ, "TMPDIR": scratch}
+            )
+            while process.poll() is None:
+                progress.advance(f"fetch {wheel.distribution}", min(_bytes_under(scratch), wheel.size), wheel.size)
+                time.sleep(0.2)
+        stderr = log.read_text(encoding="utf-8", errors="replace")
         file = Path(scratch) / wheel.filename
         if process.returncode != 0 or not file.is_file():
             reason = stderr.strip().splitlines()[-1] if stderr.strip() else f"exit status {process.returncode}"

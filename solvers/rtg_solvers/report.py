@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtg_env import goals as goals_module
 from rtg_env.errors import MissingExtraError
-from rtg_env.text import for_terminal
+from rtg_env.text import for_terminal, one_line
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_solvers import result as result_module
 from rtg_solvers.measures import Estimate
@@ -60,7 +60,11 @@ def _render(name: str, settings: dict[str, Any], found: Result | None, store: Tr
     except ImportError as error:
         raise MissingExtraError("jinja2", "solve") from error
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rtg_solvers"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.PackageLoader("rtg_solvers"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        finalize=_clean,
     )
     names = store.block_names()
     figures = [store.block_data(block) for block in names if block.startswith("step/")]
@@ -86,6 +90,18 @@ def _render(name: str, settings: dict[str, Any], found: Result | None, store: Tr
             "gain_rows": [{"what": what, "red": str(red), "blue": str(blue)} for what, red, blue in _gains(found)],
         }
     return environment.get_template("report.html.jinja").render(context)
+
+
+def _clean(value: Any) -> Any:
+    """Everything that the template prints loses control and bidirectional characters; jinja then escapes it."""
+    return (
+        for_terminal(value, max_chars=200_000) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    )
+
+
+def _label(text: str) -> str:
+    """Text in a plot: one short line that is not taken for a formula."""
+    return one_line(text, max_chars=40).replace("$", r"\$")
 
 
 def _gains(found: Result) -> list[tuple[str, Estimate, Estimate]]:
@@ -156,7 +172,7 @@ def _plot_payoffs(found: Result) -> Figure:
         for c, cell in enumerate(row):
             ink = "white" if cell.mean > 0.6 * high else "black"
             main.text(c, r, f"{cell.mean:.3f}\n± {cell.se:.3f}", ha="center", va="center", color=ink, fontsize=9)
-    main.set_yticks(range(rows), [f"{v.split('@')[0]}\n{found.labels[v]}" for v in found.red], fontsize=8)
+    main.set_yticks(range(rows), [f"{v.split('@')[0]}\n{_label(found.labels[v])}" for v in found.red], fontsize=8)
     main.tick_params(labelbottom=False)
     red = figure.add_subplot(grid[0, 1], sharey=main)
     red.barh(range(rows), found.red_mixture, color=_RED)
@@ -165,7 +181,7 @@ def _plot_payoffs(found: Result) -> Figure:
     blue = figure.add_subplot(grid[1, 0], sharex=main)
     blue.bar(range(columns), found.blue_mixture, color=_BLUE, width=0.5)
     blue.set(ylim=(0, 1.05), ylabel="blue mixture")
-    blue.set_xticks(range(columns), [f"{v.split('@')[0]}\n{found.labels[v]}" for v in found.blue], fontsize=8)
+    blue.set_xticks(range(columns), [f"{v.split('@')[0]}\n{_label(found.labels[v])}" for v in found.blue], fontsize=8)
     return figure
 
 
@@ -178,7 +194,7 @@ def _plot_gains(found: Result) -> Figure:
             axes.plot([estimate.low, estimate.high], [index + offset] * 2, color=colour, lw=2)
             axes.plot(estimate.mean, index + offset, "o", color=colour, ms=5)
     axes.axvline(0, color=_GREY, lw=0.8)
-    axes.set_yticks(range(len(rows)), [what for what, *_ in rows])
+    axes.set_yticks(range(len(rows)), [_label(what) for what, *_ in rows])
     axes.invert_yaxis()
     axes.set_xlabel("gain in utility (red dots: red's gain, blue dots: blue's gain)")
     return figure

@@ -42,10 +42,10 @@ class Result:
     """Best members inside the populations against the final mixture."""
 
     heldout_red_gain: Estimate
-    """Newest red over the base model, against base blue, on held-out goals, paired."""
+    """Newest red over the base model, against base blue, on held-out goals, goal by goal."""
 
     heldout_blue_gain: Estimate
-    """Newest blue over the base model, against base red, on held-out goals, paired."""
+    """Newest blue over the base model, against base red, on held-out goals, goal by goal."""
 
     second_judge: Mapping[str, Any]
     """The same held-out figures by the reporting judge; empty without one."""

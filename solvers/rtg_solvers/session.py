@@ -278,13 +278,15 @@ class Session:
         return played
 
     def _heldout_gain(self, role: str, newest: str) -> tuple[Estimate, Any]:
-        """Paired gain of the newest member of a side over the base model, the base model on the other side."""
+        """Gain of the newest member of a side over the base model, goal by goal, the base model on the other side."""
         base = {"red": self._population.names("red")[0], "blue": self._population.names("blue")[0]}
         pairings = self._heldout_pairings(role, base)
+        # The same goals, but seeds of its own: a policy that has not changed then gains nothing only within its noise,
+        # so that a null run checks the interval too.
+        rng = rng_for(self._config.seed, "heldout", role, "newest")
+        fresh = [replace(_with(pairing, role, newest), seed=draw_seed(rng)) for pairing in pairings]
         before = self._play_unit(f"heldout/{role}/base", pairings, self._heldout)
-        after = self._play_unit(
-            f"heldout/{role}/newest", [_with(pairing, role, newest) for pairing in pairings], self._heldout
-        )
+        after = self._play_unit(f"heldout/{role}/newest", fresh, self._heldout)
         side: Any = role
         gain = paired_gain(self._heldout, side, after, before)
         if self._second_judge is None:

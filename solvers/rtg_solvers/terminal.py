@@ -79,14 +79,12 @@ def result_tables(result: Result) -> list[Table]:
         payoff.add_row(_name(result, version), *(f"{cell.mean:.3f} ± {cell.se:.3f}" for cell in row), f"{weight:.2f}")
     payoff.add_section()
     payoff.add_row("blue mixture", *(f"{weight:.2f}" for weight in result.blue_mixture), f"value {result.value:.3f}")
-    gaps = Table(title="Gains on fresh dialogues, paired, 95 % intervals clustered by goal", title_justify="left")
+    gaps = Table(title="Gains on fresh dialogues, 95 % intervals clustered by goal", title_justify="left")
     for column in ("gap", "red gains", "blue gains", "sum above 0"):
         gaps.add_column(column, no_wrap=True, justify="left" if column == "gap" else "right")
     gaps.add_row("oracle_gap", *_gap_cells(result.oracle_gap))
     gaps.add_row("restricted_gap", *_gap_cells(result.restricted_gap))
-    gaps.add_row(
-        "held-out goals", str(result.heldout_red_gain), str(result.heldout_blue_gain), ""
-    )
+    gaps.add_row("held-out goals", str(result.heldout_red_gain), str(result.heldout_blue_gain), "")
     if result.second_judge:
         second = [Estimate(**result.second_judge[role]) for role in ("red", "blue")]
         gaps.add_row(

@@ -49,7 +49,11 @@ def strict_json(thing: object) -> object:
 
 def test_each_dialogue_is_asked_for_at_most_one_sentence_at_a_time() -> None:
     batch = DialogueBatch(TWO, [ON_HARMFUL, ON_BENIGN, ON_HARMFUL], TextJudge())
-    assert [(turn.dialogue, turn.observation.agent_id) for turn in batch.pending()] == [(0, "red_0"), (1, "blue_0"), (2, "red_0")]
+    assert [(turn.dialogue, turn.observation.agent_id) for turn in batch.pending()] == [
+        (0, "red_0"),
+        (1, "blue_0"),
+        (2, "red_0"),
+    ]
 
 
 def test_a_finished_dialogue_is_asked_for_nothing() -> None:
@@ -249,7 +253,9 @@ def test_a_batch_plays_what_its_dialogues_play_one_at_a_time(config: GameConfig,
 
 
 @given(CONFIGS, st.integers(0, 2**32), st.lists(ANY_TEXT, min_size=1, max_size=6), st.integers(0, 6))
-def test_a_restored_batch_continues_identically(config: GameConfig, seed: int, texts: list[str], num_before: int) -> None:
+def test_a_restored_batch_continues_identically(
+    config: GameConfig, seed: int, texts: list[str], num_before: int
+) -> None:
     def say(seen: Observation) -> Action:
         return Action(text=texts[len(seen.messages) % len(texts)], token_ids=(1, 2), logps=(-0.5, -0.25))
 
@@ -329,7 +335,10 @@ def test_an_unscored_dialogue_can_be_scored_by_a_judge_that_works() -> None:
 
 
 def test_a_deal_follows_from_the_generator() -> None:
-    deals = [DialogueBatch.deal(GameConfig(num_red=3), GOALS, TextJudge(), count=8, rng=np.random.default_rng(5)) for _ in range(2)]
+    deals = [
+        DialogueBatch.deal(GameConfig(num_red=3), GOALS, TextJudge(), count=8, rng=np.random.default_rng(5))
+        for _ in range(2)
+    ]
     assert deals[0].save() == deals[1].save()
 
 
@@ -341,11 +350,15 @@ def test_a_smaller_deal_is_the_beginning_of_a_larger_one() -> None:
 # JSON
 
 NUMBERS = st.floats(0.0, 1.0)
-RAW = st.dictionaries(st.text(max_size=8), st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=8)), max_size=3)
+RAW = st.dictionaries(
+    st.text(max_size=8), st.one_of(st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=8)), max_size=3
+)
 
 
 @given(NUMBERS, NUMBERS, NUMBERS, st.text(max_size=10), RAW)
-def test_a_verdict_survives_json(harm: float, refusal: float, helpful: float, judge_id: str, raw: dict[str, float | str]) -> None:
+def test_a_verdict_survives_json(
+    harm: float, refusal: float, helpful: float, judge_id: str, raw: dict[str, float | str]
+) -> None:
     original = Verdict(harm=harm, refusal=refusal, helpful=helpful, judge_id=judge_id, raw=raw)
     assert verdict_from_json(strict_json(verdict_to_json(original))) == original
 
@@ -363,16 +376,18 @@ def test_a_verdict_of_numpy_numbers_survives_json() -> None:
     assert verdict_from_json(strict_json(verdict_to_json(original))) == original
 
 
-@given(st.builds(
-    Action,
-    text=ANY_TEXT.map(lambda text: text.encode("utf-8", "replace").decode()),
-    policy=st.text(max_size=8),
-    prompt_ids=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
-    token_ids=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
-    logps=st.lists(st.floats(-100, 0), max_size=4).map(tuple),
-    temperature=st.floats(0, 2),
-    finish_reason=st.sampled_from(["stop", "length", "budget"]),
-))
+@given(
+    st.builds(
+        Action,
+        text=ANY_TEXT.map(lambda text: text.encode("utf-8", "replace").decode()),
+        policy=st.text(max_size=8),
+        prompt_ids=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
+        token_ids=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
+        logps=st.lists(st.floats(-100, 0), max_size=4).map(tuple),
+        temperature=st.floats(0, 2),
+        finish_reason=st.sampled_from(["stop", "length", "budget"]),
+    )
+)
 def test_an_action_survives_a_save(action: Action) -> None:
     batch = DialogueBatch(TWO, [ON_HARMFUL], TextJudge())
     batch.submit({0: action})

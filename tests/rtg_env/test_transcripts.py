@@ -28,7 +28,10 @@ CONFIG = GameConfig(num_exchanges=2)
 def played(count: int, *, size: int = 10) -> list[Played]:
     batch = DialogueBatch(CONFIG, [Deal(goal=(HARMFUL, BENIGN)[i % 2]) for i in range(count)], TextJudge())
     transcripts = play(batch, lambda seen: f"{seen.turn}" + "x" * size)
-    return [Played(red="red_00@v1", blue="blue_00@v1", seed=2**64 + i, transcript=item) for i, item in enumerate(transcripts)]
+    return [
+        Played(red="red_00@v1", blue="blue_00@v1", seed=2**64 + i, transcript=item)
+        for i, item in enumerate(transcripts)
+    ]
 
 
 def unscored() -> Transcript:
@@ -118,7 +121,11 @@ def test_a_transcript_survives_json(num_red: int, texts: list[str], seed: int, n
         again = transcript_from_json(json.loads(text), GOALS)
         assert canonical(again) == canonical(transcript)
         if not transcript.unscored:
-            assert (again.exchanges, again.actions, again.verdicts) == (transcript.exchanges, transcript.actions, transcript.verdicts)
+            assert (again.exchanges, again.actions, again.verdicts) == (
+                transcript.exchanges,
+                transcript.actions,
+                transcript.verdicts,
+            )
 
 
 # All or nothing
@@ -127,20 +134,24 @@ def test_a_transcript_survives_json(num_red: int, texts: list[str], seed: int, n
 def test_a_block_cannot_be_written_twice(store: TranscriptStore) -> None:
     store.put_block("cell", played(2))
     before = contents(store)
-    with pytest.raises(RunError, match="'cell'.*exists"):
+    with pytest.raises(RunError, match=r"'cell'.*exists"):
         store.put_block("cell", played(3))
     assert contents(store) == before
 
 
 def test_a_block_that_fails_in_the_middle_leaves_nothing(store: TranscriptStore) -> None:
-    store._db.execute("CREATE TRIGGER stop BEFORE INSERT ON dialogues WHEN NEW.position = 2 BEGIN SELECT RAISE(ABORT, 'stop'); END")
+    store._db.execute(
+        "CREATE TRIGGER stop BEFORE INSERT ON dialogues WHEN NEW.position = 2 BEGIN SELECT RAISE(ABORT, 'stop'); END"
+    )
     with pytest.raises(RunError, match="stop"):
         store.put_block("cell", played(4))
     assert (store.has_block("cell"), store.block("cell")) == (False, [])
 
 
 def test_a_block_can_be_written_after_it_failed(store: TranscriptStore) -> None:
-    store._db.execute("CREATE TRIGGER stop BEFORE INSERT ON dialogues WHEN NEW.position = 2 BEGIN SELECT RAISE(ABORT, 'stop'); END")
+    store._db.execute(
+        "CREATE TRIGGER stop BEFORE INSERT ON dialogues WHEN NEW.position = 2 BEGIN SELECT RAISE(ABORT, 'stop'); END"
+    )
     with pytest.raises(RunError):
         store.put_block("cell", played(4))
     store._db.execute("DROP TRIGGER stop")
@@ -168,7 +179,9 @@ def test_the_run_goes_on_when_there_is_space_again(store: TranscriptStore) -> No
 
 
 @pytest.mark.parametrize("data", [{"x": object()}, {"x": {1, 2}}])
-def test_data_that_is_no_json_is_refused_before_anything_is_written(store: TranscriptStore, data: dict[str, object]) -> None:
+def test_data_that_is_no_json_is_refused_before_anything_is_written(
+    store: TranscriptStore, data: dict[str, object]
+) -> None:
     with pytest.raises(TypeError):
         store.put_block("cell", played(1), data)
     store.put_block("next", played(1))
@@ -246,7 +259,9 @@ for index in range(10_000):
 
 def writer(path: Path, *, max_file_bytes: int = 0) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", WRITER, str(path), str(max_file_bytes)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
 
 
 def test_a_killed_writer_leaves_whole_blocks_only(tmp_path: Path) -> None:
@@ -289,7 +304,9 @@ def test_another_schema_version_is_refused_by_both_numbers(tmp_path: Path, versi
         TranscriptStore(tmp_path / "run.db", GOALS)
 
 
-@pytest.mark.parametrize("garbage", [b"not a database at all" * 100, b"\x00" * 5000, b"SQLite format 3\x00" + b"\xff" * 4096])
+@pytest.mark.parametrize(
+    "garbage", [b"not a database at all" * 100, b"\x00" * 5000, b"SQLite format 3\x00" + b"\xff" * 4096]
+)
 def test_a_damaged_file_is_refused_and_left_as_it_was(tmp_path: Path, garbage: bytes) -> None:
     path = tmp_path / "run.db"
     path.write_bytes(garbage)
@@ -315,7 +332,7 @@ def test_a_database_of_another_program_is_refused_and_not_written_to(tmp_path: P
         db.execute("CREATE TABLE recipes (name TEXT)")
     db.close()
     before = path.read_bytes()
-    with pytest.raises(RunError, match="move it away|another"):
+    with pytest.raises(RunError, match="move it away"):
         TranscriptStore(path, GOALS)
     assert path.read_bytes() == before
 

@@ -46,7 +46,16 @@ def test_solve_ends_with_the_table_and_where_the_report_is(solved: Path, setting
     assert run(["solve", "--config", str(settings), "--runs", str(solved.parent), "--offline"]) == 0
     text = capsys.readouterr().out
     assert "This run is finished" in text
-    for word in ("Payoff", "red_03", "blue_01", "red mixture", "oracle_gap", "restricted_gap", "held-out", "report.html"):
+    for word in (
+        "Payoff",
+        "red_03",
+        "blue_01",
+        "red mixture",
+        "oracle_gap",
+        "restricted_gap",
+        "held-out",
+        "report.html",
+    ):
         assert word in text, word
     assert (solved / "report.html").is_file()
 
@@ -98,7 +107,10 @@ def test_matrix_checks_a_given_pair(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["solve", "--model", "gpt-17"], "expected a model id (smollm2-135m), a folder, or a hub id owner/name, got 'gpt-17'"),
+        (
+            ["solve", "--model", "gpt-17"],
+            "expected a model id (smollm2-135m), a folder, or a hub id owner/name, got 'gpt-17'",
+        ),
         (["solve", "--goals", "no-such-file.jsonl"], "no-such-file.jsonl"),
         (["solve", "--judge", "nobody"], "expected a judge"),
         (["solve", "--judge", "json:nothing"], "cannot be had"),
@@ -169,13 +181,26 @@ def test_help_teaches(capsys) -> None:
 
 def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(settings: Path, tmp_path: Path) -> None:
     """Files may not grow beyond 200 kB: the run database hits that limit in the middle of the work."""
-    command = [sys.executable, "-m", "rtg_solvers", "solve", "--config", str(settings), "--runs", str(tmp_path), "--name", "r"]
+    command = [
+        sys.executable,
+        "-m",
+        "rtg_solvers",
+        "solve",
+        "--config",
+        str(settings),
+        "--runs",
+        str(tmp_path),
+        "--name",
+        "r",
+    ]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/agents:{ROOT}/solvers", "HF_HUB_OFFLINE": "1"}
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 
-    full = subprocess.run(command, cwd=ROOT, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=120)
+    full = subprocess.run(
+        command, cwd=ROOT, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=120
+    )
     assert full.returncode == 1
     assert "run the same command again" in full.stderr
     assert "Traceback" not in full.stderr

@@ -1,0 +1,70 @@
+"""Turn a finished run into a committable result: numbers and hashes, no text.
+
+    python benchmarks/summarise.py runs/NAME benchmarks/results/NAME.json
+
+The hash of the dialogues lets a repeat of the run say whether it played the same ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from rtg_solvers.result import to_json
+from rtg_solvers.run import read_settings
+from rtg_solvers.session import read_result
+
+
+def main() -> None:
+    """Read one run, write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args()
+    found = read_result(options.run.resolve())
+    if found is None:
+        parser.error(f"expected a finished run, {options.run} is not finished; repeat its rtg solve command")
+    record: dict[str, Any] = {
+        "settings": read_settings(options.run),
+        "hardware": hardware(),
+        "result": to_json(found),
+        "steps": training_steps(options.run / "run.db"),
+        "dialogues_sha256": digest(options.run / "run.db"),
+    }
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {options.out}: red {found.heldout_red_gain}, blue {found.heldout_blue_gain} on held-out goals")
+
+
+def hardware() -> dict[str, Any]:
+    """What the numbers were made on."""
+    model = ""
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {"cpu": model, "cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+
+
+def training_steps(database: Path) -> list[dict[str, Any]]:
+    """Figures of every training step."""
+    with sqlite3.connect(database) as db:
+        rows = db.execute("SELECT data FROM blocks WHERE name LIKE 'step/%' ORDER BY rowid").fetchall()
+    return [{key: round(value, 5) if isinstance(value, float) else value for key, value in json.loads(text).items()} for (text,) in rows]
+
+
+def digest(database: Path) -> str:
+    """Hash of everything that was said and judged, in order."""
+    total = hashlib.sha256()
+    with sqlite3.connect(database) as db:
+        for row in db.execute("SELECT block, position, red, blue, seed, goal_id, data FROM dialogues ORDER BY block, position"):
+            total.update(json.dumps(row).encode())
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""Rollouts, credit and the oracle: who speaks with which seed, what is paid for, and that it learns."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rtg_agents.policy import BASE, Policy, Sampling, Scored
+from rtg_agents.population import Population, untrained_members
+from rtg_agents.progress import SilentProgress, WorkMeter
+from rtg_agents.scripted import RandomPolicy, ScriptedPolicy
+from rtg_env.engine import Transcript
+from rtg_env.errors import InvalidActionError, JudgeError, PolicyError
+from rtg_env.goals import builtin
+from rtg_env.rules import Deal, GameConfig
+from rtg_env.transcripts import Played, TranscriptStore
+from rtg_env.types import Action, Exchange, Verdict
+from rtg_solvers import loop
+from rtg_solvers.empirical import Mixture
+from rtg_solvers.optimizer import OptimizerSettings
+from rtg_solvers.oracles.rl import RLOracle, RLSettings, collect_sentences, flat_share
+from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
+from rtg_solvers.seeding import rng_for, turn_seed
+from rtg_solvers.trainer import AdapterTrainer
+from tests.judges_for_runs import Broken, Flaky, Vowels
+
+GOALS = builtin()
+
+
+def game(judge=None, **changes) -> Game:
+    return Game(config=GameConfig(**{"num_exchanges": 1, **changes}), goals=GOALS, judge=judge or Vowels())
+
+
+def pairings(count: int, **changes) -> list[Pairing]:
+    return draw_pairings(
+        game(**changes), np.random.default_rng(0), count=count, red=lambda _: "red", blue=lambda _: "blue"
+    )
+
+
+POLICIES: dict[str, Policy] = {"red": RandomPolicy(name="red"), "blue": RandomPolicy(name="blue")}
+
+
+def test_a_dialogue_does_not_depend_on_its_batch() -> None:
+    wanted = pairings(12, num_exchanges=3, num_red=2)
+    arena = game(num_exchanges=3, num_red=2)
+    together = play(arena, POLICIES, wanted)
+    alone = [play(arena, POLICIES, [p])[0] for p in wanted]
+    assert together == alone
+    assert play(arena, POLICIES, wanted[::-1])[::-1] == together
+
+
+def test_seeds_differ_between_turns_and_sides_and_dialogues() -> None:
+    seeds = {turn_seed(d, t, b) for d in range(50) for t in range(4) for b in (False, True)}
+    assert len(seeds) == 400
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_named_generators_are_independent_of_the_order_of_work() -> None:
+    assert rng_for(1, "train", "red", 0).random() == rng_for(1, "train", "red", 0).random()
+    assert len({rng_for(s, *k).random() for s in (0, 1) for k in [("a",), ("b",), ("a", 0), ("a", 1)]}) == 8
+
+
+def test_groups_share_the_whole_draw_but_the_seed() -> None:
+    drawn = draw_pairings(
+        game(num_red=3),
+        np.random.default_rng(3),
+        count=12,
+        red=lambda r: f"r{r.integers(9)}",
+        blue=lambda r: "b",
+        group_size=4,
+    )
+    for begin in range(0, 12, 4):
+        group = drawn[begin : begin + 4]
+        assert len({(p.red, p.blue, p.deal.goal.id, p.deal.red_order) for p in group}) == 1
+        assert len({p.seed for p in group}) == 4
+    assert len({p.deal.goal.id for p in drawn}) > 1
+
+
+def test_harmful_only_leaves_out_what_red_cannot_play() -> None:
+    drawn = draw_pairings(
+        game(benign_prob=0.9),
+        np.random.default_rng(0),
+        count=40,
+        red=lambda _: "r",
+        blue=lambda _: "b",
+        harmful_only=True,
+    )
+    assert all(p.deal.goal.harmful for p in drawn)
+
+
+def test_unknown_versions_are_named() -> None:
+    with pytest.raises(PolicyError, match="blue"):
+        play(game(), {"red": RandomPolicy()}, pairings(1))
+
+
+def test_a_judge_that_always_fails_stops_the_work() -> None:
+    with pytest.raises(JudgeError, match="failed in all 6 dialogues"):
+        play(game(Broken()), POLICIES, pairings(6))
+
+
+def test_a_script_that_talks_too_long_is_refused_not_cut() -> None:
+    loud = {**POLICIES, "blue": ScriptedPolicy(name="blue", lines=("x" * 3000,))}
+    with pytest.raises(InvalidActionError, match="at most 2000"):
+        play(game(), loud, pairings(1))
+
+
+def transcript(payments: tuple[float, ...], *, unscored: bool = False) -> Transcript:
+    verdict = Verdict(harm=0.5, refusal=0, helpful=0.5)
+    actions = []
+    for turn in range(len(payments)):
+        for agent in ("red_0", "blue_0"):
+            actions.append(
+                (agent, Action(text="x", prompt_ids=(1,), token_ids=(turn + 5,), logps=(-0.5,), temperature=0.7))
+            )
+    return Transcript(
+        goal=GOALS.harmful[0],
+        red_order=(0,),
+        exchanges=(Exchange(red="x", blue="x"),) * len(payments),
+        verdicts=(verdict,) * len(payments),
+        actions=tuple(actions),
+        utilities=() if unscored else payments,
+        payments=() if unscored else payments,
+        utility=float("nan") if unscored else sum(payments),
+        unscored=unscored,
+    )
+
+
+def played(*transcripts: Transcript) -> list[Played]:
+    return [Played(red="r", blue="b", seed=0, transcript=t) for t in transcripts]
+
+
+def test_a_sentence_is_credited_with_what_is_paid_from_its_exchange_on() -> None:
+    rows = played(transcript((0.2, 0.0, 0.3)), transcript((0.1, 0.1, 0.0)))
+    red = collect_sentences(rows, "red", "r", group_size=2)
+    assert [s.reward for s in red] == pytest.approx([0.5, 0.3, 0.3, 0.2, 0.1, 0.0])
+    assert [s.group for s in red] == [(0, 0), (0, 1), (0, 2)] * 2
+    blue = collect_sentences(rows, "blue", "b", group_size=2)
+    assert [s.reward for s in blue] == pytest.approx([-0.5, -0.3, -0.3, -0.2, -0.1, 0.0])
+    assert {s.scored.temperature for s in red} == {0.7}
+
+
+def test_no_sentence_of_an_unscored_dialogue_is_learned_from() -> None:
+    rows = played(transcript((0.2,)), transcript((0.9,), unscored=True))
+    assert len(collect_sentences(rows, "red", "r", group_size=2)) == 1
+
+
+def test_flat_groups_are_counted() -> None:
+    assert flat_share(np.array([0.0, 0.0, 1.0, -1.0]), [(0, 0), (0, 0), (1, 0), (1, 0)]) == 0.5
+
+
+def context(backend, tmp_path, judge=None, **changes) -> loop.Context:
+    population = Population(
+        tmp_path / "population",
+        backend,
+        {"red": Sampling(max_new_tokens=6), "blue": Sampling(max_new_tokens=6)},
+    )
+    population.extend(untrained_members())
+    return loop.Context(
+        game=game(judge, **changes),
+        population=population,
+        play_cell=None,
+        store=TranscriptStore(tmp_path / "run.db", GOALS),
+        seed=0,
+        workdir=tmp_path / "work",
+        meter=WorkMeter(SilentProgress(), "x", 1),
+    )
+
+
+def task(role: str, ctx: loop.Context) -> loop.Task:
+    mixture = Mixture(
+        red=np.array([1.0]), blue=np.array([1.0]), red_names=("red_00@v1",), blue_names=("blue_00@v1",), value=0.0
+    )
+    return loop.Task(
+        role=role, iteration=0, version=ctx.population.next_version(role), mixture=mixture, payoffs=None, context=ctx
+    )
+
+
+def utilities_of_steps(ctx: loop.Context) -> list[float]:
+    return [ctx.store.block_data(n)["utility"] for n in ctx.store.block_names() if n.startswith("step/")]
+
+
+def test_blue_learns_to_say_what_it_is_paid_for(backend, tmp_path) -> None:
+    """On harmful goals blue is paid to avoid vowels; a tiny random model must find that within 25 steps."""
+    ctx = context(backend, tmp_path, benign_prob=0.0)
+    settings = RLSettings(
+        steps=25, dialogues_per_step=32, kl_weight=0.0, optimizer=OptimizerSettings(learning_rate=2e-2)
+    )
+    RLOracle(backend, settings).respond(task("blue", ctx))
+    utilities = utilities_of_steps(ctx)
+    assert np.mean(utilities[-5:]) < 0.6 * np.mean(utilities[:5])
+
+
+def test_the_first_step_has_ratio_one_and_no_divergence(backend, tmp_path) -> None:
+    ctx = context(backend, tmp_path)
+    RLOracle(backend, RLSettings(steps=1, dialogues_per_step=8)).respond(task("red", ctx))
+    name = next(n for n in ctx.store.block_names() if n.startswith("step/"))
+    assert ctx.store.block_data(name)["kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_large_kl_weight_keeps_the_policy_at_the_base(backend, tmp_path) -> None:
+    divergences = []
+    for index, weight in enumerate((0.0, 50.0)):
+        ctx = context(backend, tmp_path / str(index), benign_prob=0.0)
+        (tmp_path / str(index)).mkdir(exist_ok=True)
+        settings = RLSettings(
+            steps=10, dialogues_per_step=16, kl_weight=weight, optimizer=OptimizerSettings(learning_rate=1e-2)
+        )
+        work = replace(task("blue", ctx), version=f"blue_0{index + 1}@v1")
+        RLOracle(backend, settings).respond(work)
+        steps = [n for n in ctx.store.block_names() if n.startswith("step/")]
+        divergences.append(np.mean([ctx.store.block_data(n)["kl"] for n in steps[-3:]]))
+    assert divergences[1] < 0.5 * divergences[0]
+
+
+def test_dialogues_a_judge_failed_on_are_played_again_before_training(backend, tmp_path) -> None:
+    ctx = context(backend, tmp_path, judge=Flaky())
+    RLOracle(backend, RLSettings(steps=3, dialogues_per_step=16)).respond(task("blue", ctx))
+    blocks = [n for n in ctx.store.block_names() if n.startswith("train/")]
+    shares = [sum(p.transcript.unscored for p in ctx.store.block(n)) / 16 for n in blocks]
+    # One in five fails; three tries leave about one in 125.
+    assert np.mean(shares) < 0.1
+
+
+def scored(backend, seeds, version=BASE):
+    from tests.rtg_agents.test_hf import request
+
+    done = backend.generate([request("hello " * (s % 5), s, version) for s in seeds])
+    return [Scored(policy=version, prompt_ids=c.prompt_ids, token_ids=c.token_ids, temperature=1.0) for c in done]
+
+
+def test_micro_batches_change_nothing(backend) -> None:
+    rows = scored(backend, range(7))
+    advantages = np.linspace(-1, 1, 7)
+    states = []
+    for micro in (2, 7):
+        version = f"red_{micro:02d}@v1"
+        backend.create(version, seed=1)
+        trainer = AdapterTrainer(backend, version, OptimizerSettings(learning_rate=1e-2, micro_batch=micro))
+        for _ in range(2):
+            trainer.step(rows, advantages)
+        states.append(torch.cat([p.detach().flatten() for p in backend.parameters(version).values()]))
+    assert torch.allclose(states[0], states[1], atol=2e-4)
+    assert states[0].abs().sum() > 0
+
+
+def test_a_resumed_trainer_ends_bit_for_bit_where_an_uninterrupted_one_does(backend, tmp_path) -> None:
+    rows, advantages = scored(backend, range(6)), np.array([1.0, -1.0, 0.5, 0.0, -0.5, 2.0])
+    ends = []
+    for name, cut in (("a", None), ("b", 2)):
+        version = f"red_{name}@v1"
+        backend.create(version, seed=1)
+        trainer = AdapterTrainer(backend, version, OptimizerSettings(learning_rate=1e-2))
+        for step in range(4):
+            if step == cut:
+                trainer.save(tmp_path / name)
+                trainer.step(rows, -advantages)  # work that is lost
+                trainer = AdapterTrainer(backend, version, OptimizerSettings(learning_rate=1e-2))
+                assert trainer.resume(tmp_path / name)
+                assert trainer.steps_done == 2
+            trainer.step(rows, advantages)
+        ends.append([p.detach().clone() for p in backend.parameters(version).values()])
+    assert all(torch.equal(x, y) for x, y in zip(*ends, strict=True))
+
+
+def test_a_kill_between_the_renames_of_a_checkpoint_loses_nothing(backend, tmp_path) -> None:
+    backend.create("red_03@v1", seed=1)
+    trainer = AdapterTrainer(backend, "red_03@v1", OptimizerSettings())
+    trainer.step(scored(backend, range(4)), np.array([1.0, -1.0, 1.0, -1.0]))
+    trainer.save(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint-old")
+    assert trainer.resume(tmp_path / "checkpoint")
+    assert trainer.steps_done == 1
+    assert not AdapterTrainer(backend, "red_03@v1", OptimizerSettings()).resume(tmp_path / "other")
+
+
+def test_a_step_without_any_advantage_changes_nothing(backend) -> None:
+    backend.create("red_03@v1", seed=1)
+    before = [p.detach().clone() for p in backend.parameters("red_03@v1").values()]
+    trainer = AdapterTrainer(backend, "red_03@v1", OptimizerSettings(learning_rate=1.0))
+    trainer.step(scored(backend, range(3)), np.zeros(3))
+    assert all(torch.equal(x, y) for x, y in zip(before, backend.parameters("red_03@v1").values(), strict=True))
+
+
+def test_rl_settings_out_of_range_are_refused() -> None:
+    from rtg_env.errors import ConfigError
+
+    for wrong in ({"steps": 0}, {"group_size": 1}, {"dialogues_per_step": 6}, {"kl_weight": -1.0}):
+        with pytest.raises(ConfigError):
+            RLSettings(**wrong)
+
+
+def test_deal_defaults_to_one_red_member() -> None:
+    assert Deal(goal=GOALS.harmful[0]).red_order == (0,)
