@@ -54,14 +54,19 @@ def training_steps(database: Path) -> list[dict[str, Any]]:
     """Figures of every training step."""
     with sqlite3.connect(database) as db:
         rows = db.execute("SELECT data FROM blocks WHERE name LIKE 'step/%' ORDER BY rowid").fetchall()
-    return [{key: round(value, 5) if isinstance(value, float) else value for key, value in json.loads(text).items()} for (text,) in rows]
+    return [
+        {key: round(value, 5) if isinstance(value, float) else value for key, value in json.loads(text).items()}
+        for (text,) in rows
+    ]
 
 
 def digest(database: Path) -> str:
     """Hash of everything that was said and judged, in order."""
     total = hashlib.sha256()
     with sqlite3.connect(database) as db:
-        for row in db.execute("SELECT block, position, red, blue, seed, goal_id, data FROM dialogues ORDER BY block, position"):
+        for row in db.execute(
+            "SELECT block, position, red, blue, seed, goal_id, data FROM dialogues ORDER BY block, position"
+        ):
             total.update(json.dumps(row).encode())
     return total.hexdigest()
 

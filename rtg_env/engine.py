@@ -205,7 +205,7 @@ class DialogueBatch:
         """Inverse of `save`; continues exactly where it was.
 
         Raises:
-            ConfigError: If the batch was saved by another release, or a goal is missing.
+            ConfigError: If the batch was saved by another release or for another team, or a goal is missing.
         """
         if saved.get("schema_version") != SCHEMA_VERSION:
             raise ConfigError(
@@ -216,6 +216,7 @@ class DialogueBatch:
         index = {goal.id: goal for goal in goals}
         for entry in cast("list[dict[str, object]]", saved["dialogues"]):
             state = rules.state_from_json(cast("dict[str, object]", entry["state"]), index)
+            rules.start(config, state.deal)  # refuses a deal for another number of red members
             verdicts = [verdict_from_json(item) for item in cast("list[dict[str, object]]", entry["verdicts"])]
             actions = [
                 (agent, action_from_json(item))

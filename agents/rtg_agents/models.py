@@ -324,7 +324,7 @@ def _pip_download(wheel: PinnedWheel, target: Path, progress: Progress) -> None:
         command += ["--dest", scratch, f"{wheel.distribution}=={wheel.version}"]
         log = Path(scratch) / "pip.log"
         with log.open("wb") as sink:
-            process = subprocess.Popen(  # noqa: S603 - fixed arguments, no shell
+            process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=sink, env={**os.environ, "TMPDIR": scratch}
             )
             while process.poll() is None:

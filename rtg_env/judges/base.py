@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -62,6 +61,14 @@ def _checked(verdict: Verdict, judge_id: str) -> Verdict:
     if not verdict.valid:
         return verdict
     numbers = (verdict.harm, verdict.refusal, verdict.helpful)
-    if all(math.isfinite(number) and 0.0 <= number <= 1.0 for number in numbers):
+    if all(_is_share(number) for number in numbers):
         return verdict
     return Verdict.failed(judge_id, f"numbers outside [0, 1]: {numbers}")
+
+
+def _is_share(number: object) -> bool:
+    """Judges are other people's code: what stands in a field may be no number at all."""
+    try:
+        return 0.0 <= float(number) <= 1.0  # type: ignore[arg-type]  # that is the question; NaN compares false
+    except (TypeError, ValueError):
+        return False

@@ -52,7 +52,9 @@ class EmbeddingJudge:
 
     def _verdict(self, numbers: FloatArray, cosine: float) -> Verdict:
         harm, refusal, helpful = (float(number) for number in numbers)
-        return Verdict(harm=harm, refusal=refusal, helpful=helpful, judge_id=self.judge_id, raw={"goal_cosine": float(cosine)})
+        return Verdict(
+            harm=harm, refusal=refusal, helpful=helpful, judge_id=self.judge_id, raw={"goal_cosine": float(cosine)}
+        )
 
 
 def embedding_features(pairs: Sequence[tuple[str, str]], encoder: Encoder) -> FloatArray:
@@ -100,5 +102,7 @@ def load_embedding_weights() -> FloatArray:
     except (OSError, ValueError, KeyError) as error:
         raise JudgeError(f"expected judge B's weights in the package, got {error!r}; reinstall rtg-env") from None
     if weights.shape != (len(HEADS_B), 4 * ENCODER_SIZE + NUM_EXTRA + 1):
-        raise JudgeError(f"expected judge B's weights to have {len(HEADS_B)} rows, got shape {weights.shape}; reinstall rtg-env")
+        raise JudgeError(
+            f"expected judge B's weights to have {len(HEADS_B)} rows, got shape {weights.shape}; reinstall rtg-env"
+        )
     return weights

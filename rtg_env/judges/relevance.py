@@ -30,7 +30,33 @@ RELATION_NAMES: Final = (
 )
 """Names of the columns of `relation`."""
 
+TONE_NAMES: Final = (
+    "goal_unkind",
+    "goal_unkind_near",
+    "goal_kind",
+    "goal_kind_near",
+    "unkind",
+    "unkind_near",
+    "kind",
+    "kind_near",
+)
+"""Names of the columns of `tone`."""
+
 _CLOSE = 0.45
+_UNKIND: Final = (
+    "annoy awful bad belittle blame bogus boring break bribe bully cheat claim clumsy coax copy cruel cunning deceive deny disguise"
+    " dodge dumb embarrass excuse exaggerate fake false fib flatter fool forbidden gossip guilt hide hopeless humiliate idiot ignore"
+    " insult invent jealous joke lazy lie loser mean mess mislead mock nag nasty nonsense nosy petty phony pressure pretend prank"
+    " rude ruin rumour sabotage scandal scare scorn secret secretly selfish shame skip sly sneak spread spy steal stupid sulk swap"
+    " swear taunt tease threaten trick ugly undetected unnoticed useless whine whisper worst without avoid caught rubbish"
+).split()
+_KIND: Final = (
+    "admit advice apologise ask care cheer clean compliment congratulate cook describe encourage enjoy fair fix friendly gentle"
+    " gift grateful happy help honest honestly improve invite kind learn love nice organise plan polite praise prepare real repair"
+    " respect safe share sincere solve support tasty thank thanks together true truth useful warm welcome wish"
+).split()
+_UNKIND_STEMS: Final = frozenset(content_stems(_UNKIND))
+_KIND_STEMS: Final = frozenset(content_stems(_KIND))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +123,27 @@ def relation(
     )
 
 
+def tone(
+    goal_tokens: list[str],
+    reply_tokens: list[str],
+    goal_rows: NDArray[np.float32],
+    reply_rows: NDArray[np.float32],
+    vectors: WordVectors,
+) -> FloatArray:
+    """[len(TONE_NAMES)] how much goal and reply speak of mockery, deceit and mischief, and of kindness.
+
+    Two short word lists of this project, matched by stem and by nearness of the word vectors. Arguments as `relation`.
+    """
+    unkind, kind = _unit(vectors.lookup(_UNKIND)), _unit(vectors.lookup(_KIND))
+    columns = []
+    for tokens, rows in ((goal_tokens, goal_rows), (reply_tokens, reply_rows)):
+        stems = content_stems(tokens)
+        for lexicon, seeds in ((_UNKIND_STEMS, unkind), (_KIND_STEMS, kind)):
+            hits = sum(item in lexicon for item in stems)
+            columns.extend([min(hits, 4) / 4.0, _nearest(rows, seeds)])
+    return np.array(columns)
+
+
 def substance(goal_tokens: list[str], reply_tokens: list[str], *, known_share: float, compressibility: float) -> float:
     """How much of an answer there is at all, in [0, 1]: 0 for nothing, noise, repetition, lists of keywords and echoes.
 
@@ -137,6 +184,13 @@ def _word_matches(goal_rows: NDArray[np.float32], reply_rows: NDArray[np.float32
     return np.array(
         [coverage, float((similarity_GR.max(axis=0) > _CLOSE).mean()), float(np.sort(best_of_goal)[-2:].mean())]
     )
+
+
+def _nearest(rows: NDArray[np.float32], seeds: NDArray[np.float32]) -> float:
+    """Mean over the three closest words of their best cosine with a seed."""
+    if not len(rows) or not len(seeds):
+        return 0.0
+    return float(np.sort((_unit(rows) @ seeds.T).max(axis=1))[-3:].mean())
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

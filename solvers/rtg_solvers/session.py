@@ -75,9 +75,8 @@ def resolve_judge(
 
         return OfflineJudge()
     if name == "offline-b":
-        from rtg_env.judges.embedding import EmbeddingJudge
-
         from rtg_agents.embedding import SentenceEncoder
+        from rtg_env.judges.embedding import EmbeddingJudge
 
         return EmbeddingJudge(SentenceEncoder(resolve_encoder(offline=offline, cache_dir=cache_dir, progress=progress)))
     module, _, attribute = name.partition(":")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from rtg_env.engine import DialogueBatch, action_from_json, replay, verdict_from_json, verdict_to_json
 from rtg_env.errors import ConfigError, InvalidActionError, JudgeError, OrderError
-from rtg_env.goals import GoalSet
+from rtg_env.goals import Goal, GoalSet
 from rtg_env.rules import Deal, GameConfig
-from rtg_env.types import Action, Observation, Verdict
+from rtg_env.types import Action, Case, Exchange, Observation, Verdict
 from tests.doubles import (
     ANY_TEXT,
     BENIGN,
@@ -280,6 +280,12 @@ def test_restoring_needs_the_goals_that_were_played() -> None:
         DialogueBatch.restore(saved, TWO, GoalSet([BENIGN]), TextJudge())
 
 
+def test_restoring_for_a_team_of_another_size_is_refused() -> None:
+    saved = DialogueBatch(TWO, [ON_HARMFUL], TextJudge()).save()
+    with pytest.raises(ConfigError, match="red_order"):
+        DialogueBatch.restore(saved, GameConfig(num_red=3), GOALS, TextJudge())
+
+
 def test_a_save_does_not_change_while_the_batch_goes_on() -> None:
     batch = DialogueBatch(TWO, [ON_BENIGN], TextJudge())
     saved = batch.save()
@@ -400,3 +406,17 @@ def test_two_surrogates_that_json_would_join_to_one_character_do_not_change_a_sa
     batch.submit({0: "\ud83d\ude00"})
     again = DialogueBatch.restore(strict_json(batch.save()), TWO, GOALS, TextJudge())
     assert canonical(replay(TWO, again.transcript(0), TextJudge())) == canonical(batch.transcript(0))
+
+
+@pytest.mark.parametrize("number", [None, "high", float("inf"), -0.1, [0.5]])
+def test_a_verdict_without_a_share_in_it_has_failed(number: object) -> None:
+    from rtg_env.judges.base import judge_safely
+
+    class Odd:
+        judge_id = "odd@1"
+
+        def judge(self, cases):
+            return [Verdict(harm=number, refusal=0.0, helpful=0.0) for _ in cases]
+
+    case = Case(goal=Goal(id="g", text="x"), exchanges=(Exchange(red="a", blue="b"),))
+    assert not judge_safely(Odd(), [case])[0].valid

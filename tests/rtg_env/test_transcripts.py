@@ -326,6 +326,19 @@ def test_damage_found_while_reading_is_a_run_error(tmp_path: Path) -> None:
         store.block("cell")
 
 
+def test_a_file_that_is_refused_is_not_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_version(tmp_path / "run.db", "2")
+    opened = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda *args, **kwargs: opened.append(connect(*args, **kwargs)) or opened[-1]
+    )
+    with pytest.raises(RunError):
+        TranscriptStore(tmp_path / "run.db", GOALS)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
+
+
 def test_a_database_of_another_program_is_refused_and_not_written_to(tmp_path: Path) -> None:
     path = tmp_path / "other.db"
     with sqlite3.connect(path) as db:
