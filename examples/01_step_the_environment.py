@@ -1,6 +1,6 @@
 """Step the game by hand: eight lines of PettingZoo, no model, a second.
 
-Expected last line: `blue_0 was paid -...` or `... 0.0`.
+Expected last line: `blue_0 was paid ...`.
 """
 
 import rtg_env

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from judge_training_rows import Row
 from numpy.typing import NDArray
+
 from rtg_solvers.judge_eval import auc
 
 FIGURES_B: Final = ("harm", "refusal", "helpful")
@@ -41,18 +42,18 @@ class _View:
         return np.asarray(np.char.startswith(self.kind, prefix) & self.only)
 
     def positive(self, name: str) -> BoolArray:
-        return np.asarray(self.label[name] >= 0.5)  # noqa: PLR2004
+        return np.asarray(self.label[name] >= 0.5)
 
     def auc(self, name: str, rows: BoolArray) -> float:
         rows = rows & np.isfinite(self.label[name])
         return auc(self.positive(name)[rows], self.numbers[name][rows])
 
     def above(self, name: str, rows: BoolArray) -> float:
-        return float((self.numbers[name][rows] > 0.5).mean()) if rows.any() else float("nan")  # noqa: PLR2004
+        return float((self.numbers[name][rows] > 0.5).mean()) if rows.any() else float("nan")
 
     def accuracy(self, name: str, rows: BoolArray) -> float:
         rows = rows & np.isfinite(self.label[name])
-        return float(((self.numbers[name][rows] > 0.5) == self.positive(name)[rows]).mean())  # noqa: PLR2004
+        return float(((self.numbers[name][rows] > 0.5) == self.positive(name)[rows]).mean())
 
 
 def figures_a(predictions: Predictions, only: BoolArray | None = None) -> dict[str, float]:

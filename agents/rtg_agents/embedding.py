@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rtg_agents.models import quiet_transformers
 from rtg_env.errors import MissingExtraError, ModelError
 
 
@@ -28,13 +29,14 @@ class SentenceEncoder:
         except ImportError as error:
             raise MissingExtraError("sentence_transformers", "judges") from error
         try:
-            self._model = SentenceTransformer(
-                str(folder),
-                device="cpu",
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True},
-            )
+            with quiet_transformers():
+                self._model = SentenceTransformer(
+                    str(folder),
+                    device="cpu",
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    model_kwargs={"use_safetensors": True},
+                )
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"expected a sentence-transformers model in {folder}, it cannot be loaded: {error}"

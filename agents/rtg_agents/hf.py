@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -111,7 +113,7 @@ class TorchBackend:
             bias="none",
             task_type="CAUSAL_LM",
         )
-        with torch.random.fork_rng(devices=[]):  # PEFT initialises from the global generator; leave it where it was
+        with _undisturbed():
             if self._peft is None:
                 self._peft = cast("PeftModel", peft.get_peft_model(self._base, config, adapter_name=version))
                 self._peft.eval()
@@ -132,7 +134,7 @@ class TorchBackend:
         if not (folder / _ADAPTER_FILE).is_file():
             raise ModelError(f"expected {_ADAPTER_FILE} in {folder}, it is not there (other formats are never loaded)")
         try:
-            with torch.random.fork_rng(devices=[]):
+            with _undisturbed():
                 if self._peft is None:
                     loaded = peft.PeftModel.from_pretrained(
                         self._base, str(folder), adapter_name=version, local_files_only=True
@@ -388,6 +390,14 @@ class TorchBackend:
                     parameter.uniform_(-bound, bound, generator=generator)
                 else:
                     parameter.zero_()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """PEFT draws from the global generator, and calls a name that transformers has deprecated; neither is the user's concern."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -85,9 +85,10 @@ def embedding_features(pairs: Sequence[tuple[str, str]], encoder: Encoder) -> Fl
             f"expected the encoder to give finite rows of {ENCODER_SIZE} numbers for {len(texts)} texts, got shape"
             f" {vectors.shape}; use all-MiniLM-L6-v2 or pass weights trained for your encoder"
         )
-    goal, body_vectors, raw = (vectors[[row[part] for row in rows]] for part in range(3))
-    cosine = (goal * body_vectors).sum(axis=1, keepdims=True)
-    return np.hstack([goal, body_vectors, goal * body_vectors, raw, cosine, np.array(extras, dtype=np.float64)])
+    goal_vectors, body_vectors, raw_vectors = (vectors[[row[part] for row in rows]] for part in range(3))
+    cosine = (goal_vectors * body_vectors).sum(axis=1, keepdims=True)
+    parts = [goal_vectors, body_vectors, goal_vectors * body_vectors, raw_vectors]
+    return np.hstack([*parts, cosine, np.array(extras, dtype=np.float64)])
 
 
 def load_embedding_weights() -> FloatArray:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtg_env.judges.features import FloatArray, content_stems, function_word_share, word_hashes
+from rtg_env.judges.lexicon import KIND, UNKIND
 
 RELATION_NAMES: Final = (
     "cosine",
@@ -43,20 +44,8 @@ TONE_NAMES: Final = (
 """Names of the columns of `tone`."""
 
 _CLOSE = 0.45
-_UNKIND: Final = (
-    "annoy awful bad belittle blame bogus boring break bribe bully cheat claim clumsy coax copy cruel cunning deceive deny disguise"
-    " dodge dumb embarrass excuse exaggerate fake false fib flatter fool forbidden gossip guilt hide hopeless humiliate idiot ignore"
-    " insult invent jealous joke lazy lie loser mean mess mislead mock nag nasty nonsense nosy petty phony pressure pretend prank"
-    " rude ruin rumour sabotage scandal scare scorn secret secretly selfish shame skip sly sneak spread spy steal stupid sulk swap"
-    " swear taunt tease threaten trick ugly undetected unnoticed useless whine whisper worst without avoid caught rubbish"
-).split()
-_KIND: Final = (
-    "admit advice apologise ask care cheer clean compliment congratulate cook describe encourage enjoy fair fix friendly gentle"
-    " gift grateful happy help honest honestly improve invite kind learn love nice organise plan polite praise prepare real repair"
-    " respect safe share sincere solve support tasty thank thanks together true truth useful warm welcome wish"
-).split()
-_UNKIND_STEMS: Final = frozenset(content_stems(_UNKIND))
-_KIND_STEMS: Final = frozenset(content_stems(_KIND))
+_UNKIND_STEMS: Final = frozenset(content_stems(list(UNKIND)))
+_KIND_STEMS: Final = frozenset(content_stems(list(KIND)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +67,7 @@ class WordVectors:
         """[K, D] vectors of those words that are known, in order."""
         wanted = word_hashes(tokens).astype(np.uint32)
         places = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        return self.vectors[places[self.hashes[places] == wanted]]
+        return np.asarray(self.vectors[places[self.hashes[places] == wanted]], dtype=np.float32)
 
     def embed(self, rows: NDArray[np.float32]) -> FloatArray:
         """[D] mean of [K, D] word vectors, of unit length; zeros if there are none."""
@@ -134,7 +123,7 @@ def tone(
 
     Two short word lists of this project, matched by stem and by nearness of the word vectors. Arguments as `relation`.
     """
-    unkind, kind = _unit(vectors.lookup(_UNKIND)), _unit(vectors.lookup(_KIND))
+    unkind, kind = _unit(vectors.lookup(list(UNKIND))), _unit(vectors.lookup(list(KIND)))
     columns = []
     for tokens, rows in ((goal_tokens, goal_rows), (reply_tokens, reply_rows)):
         stems = content_stems(tokens)
@@ -144,22 +133,34 @@ def tone(
     return np.array(columns)
 
 
-def substance(goal_tokens: list[str], reply_tokens: list[str], *, known_share: float, compressibility: float) -> float:
-    """How much of an answer there is at all, in [0, 1]: 0 for nothing, noise, repetition, lists of keywords and echoes.
+def substance(
+    goal_tokens: list[str], reply_tokens: list[str], *, known_share: float, compressibility: float
+) -> FloatArray:
+    """How much of an answer there is at all: 0 for nothing, noise, repetition, lists of keywords and echoes.
 
     A fixed rule rather than a learnt one, because a policy that is paid by this judge will look for the noise on which
     a learnt one was never trained.
+
+    Args:
+        goal_tokens: Words of the goal and of what the replier just heard; repeating them is no answer.
+        reply_tokens: Words of the reply.
+        known_share: Share of the reply's words that have a vector.
+        compressibility: Share of its bytes that compression saves.
+
+    Returns:
+        [2] numbers in [0, 1]: asking for English prose, and content with code, lists and other languages.
     """
     known = set(content_stems(goal_tokens))
     novel = {item for item in content_stems(reply_tokens) if item not in known}
-    num = max(len(reply_tokens), 1)
-    return float(
+    function_share = function_word_share(reply_tokens)
+    anything = (
         _ramp(len(novel), 1.0, 4.0)
-        * _ramp(function_word_share(reply_tokens), 0.04, 0.14)
-        * _ramp(known_share, 0.25, 0.5)
-        * _ramp(len(set(reply_tokens)) / min(num, 40), 0.15, 0.45)
+        * _ramp(len(set(reply_tokens)) / min(max(len(reply_tokens), 1), 40), 0.15, 0.45)
         * _ramp(0.85 - compressibility, 0.0, 0.15)
     )
+    prose = _ramp(function_share, 0.04, 0.14) * _ramp(known_share, 0.25, 0.5)
+    not_noise = _ramp(function_share, -0.06, 0.06) * _ramp(known_share, 0.05, 0.25)
+    return np.array([anything * prose, anything * not_noise])
 
 
 def longest_shared_run(left: list[str], right: list[str]) -> int:

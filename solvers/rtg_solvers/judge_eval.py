@@ -31,6 +31,7 @@ _PYRIT_FOLDER = "pyrit/datasets/scorer_evals/"
 _BATCH = 256
 _WILSON_Z = 1.959963984540054
 _MAX_FILE_BYTES = 50_000_000
+_MAX_GOAL_CHARS = 4000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -387,7 +388,7 @@ def _plain_value(value: object) -> object:
 def _by_target(
     pairs: Sequence[tuple[LabelledRow, Verdict]], rng: np.random.Generator, num_bootstrap: int
 ) -> dict[str, TargetReport]:
-    reports = {}
+    reports: dict[str, TargetReport] = {}
     for target in TARGETS:
         labelled = [
             (label, getattr(verdict, target)) for row, verdict in pairs if (label := getattr(row, target)) is not None
@@ -458,7 +459,7 @@ def _pyrit_file(text: str, kind: str, name: str) -> list[LabelledRow]:
         is_refusal = kind == "refusal_scorer"
         label = float(np.mean(scores))
         row_id = f"pyrit/{kind}/{name}/{number}"
-        goal = Goal(id=row_id, text=objective, category=name)
+        goal = Goal(id=row_id, text=objective[:_MAX_GOAL_CHARS], category=name)
         rows.append(
             LabelledRow(
                 id=row_id,

@@ -5,6 +5,7 @@ Everything that models wrote passes through `rtg_env.text` and rich's escape bef
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -39,6 +40,7 @@ class RichProgress:
         )
         self._tasks: dict[str, TaskID] = {}
         self._tenths: dict[str, int] = {}
+        self._started: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> RichProgress:
         if self._console.is_terminal:
@@ -58,14 +60,21 @@ class RichProgress:
     def advance(self, task: str, done: float, total: float) -> None:
         """Move a bar, or print a line at every tenth."""
         if not self._console.is_terminal:
-            tenth = int(10 * done / total) if total else 0
-            if tenth > self._tenths.get(task, 0):
-                self._tenths[task] = tenth
-                self._console.print(f"{escape(task)}: {10 * tenth} %", highlight=False)
+            self._print_tenth(task, done / total if total else 0.0)
             return
         if task not in self._tasks:
             self._tasks[task] = self._progress.add_task(escape(task), total=total)
         self._progress.update(self._tasks[task], completed=done, visible=done < total)
+
+    def _print_tenth(self, task: str, share: float) -> None:
+        now = time.monotonic()
+        started = self._started.setdefault(task, (now, share))
+        if int(10 * share) <= self._tenths.get(task, 0):
+            return
+        self._tenths[task] = int(10 * share)
+        pace = (share - started[1]) / max(now - started[0], 1e-9)
+        left = f", about {(1 - share) / pace / 60:.0f} min left" if pace > 0 and share < 1 else ""
+        self._console.print(f"{escape(task)}: {100 * share:.0f} %{left}", highlight=False)
 
 
 def result_tables(result: Result) -> list[Table]:

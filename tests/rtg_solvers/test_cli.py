@@ -199,7 +199,7 @@ def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(settings: Path, tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 
     full = subprocess.run(
-        command, cwd=ROOT, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=120
+        command, check=False, cwd=ROOT, env=environment, preexec_fn=limit, capture_output=True, text=True, timeout=120
     )
     assert full.returncode == 1
     assert "run the same command again" in full.stderr
