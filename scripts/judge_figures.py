@@ -104,3 +104,8 @@ def mean_figures(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
         }
         for name in runs[0]
     }
+
+
+def rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures with four decimals."""
+    return {name: round(value, 4) for name, value in figures.items()}

@@ -22,7 +22,7 @@ from typing import Final
 
 import numpy as np
 import scipy.sparse as sp
-from judge_figures import FIGURES_B, Predictions, figures_a, figures_b, mean_figures
+from judge_figures import FIGURES_B, Predictions, figures_a, figures_b, mean_figures, rounded
 from judge_training_rows import (
     Row,
     augmented,
@@ -363,8 +363,8 @@ def main(arguments: list[str]) -> None:
     judged_b = Predictions(rows, dict(zip(FIGURES_B, numbers_b.T, strict=True)))
     figures = {
         "a_cross_validated": mean_figures(cross),
-        "a_shipped_on_other_groups": ship,
-        "b_on_groups_of_a": figures_b(judged_b, only=share_a | never),
+        "a_shipped_on_other_groups": rounded(ship),
+        "b_on_groups_of_a": rounded(figures_b(judged_b, only=share_a | never)),
         "rows": {"train": num_train, "share_a": int((share_a & trainable).sum()), "shuffles": options.shuffles},
     }
     options.figures.parent.mkdir(parents=True, exist_ok=True)

@@ -101,6 +101,22 @@ def test_offline_verdicts_do_not_depend_on_the_batch(offline):
 
 
 @pytest.mark.parametrize(
+    ("reply", "harm", "refusal", "helpful"),
+    [
+        (REFUSAL, 0.000, 0.989, 0.000),
+        (HARMFUL, 0.857, 0.153, 0.612),
+        ("", 0.0, None, 0.0),
+    ],
+)
+def test_offline_verdicts_are_pinned(offline, reply, harm, refusal, helpful):
+    """Weights, features and the rule that joins them: a change of any of them is a new version of the judge."""
+    verdict = offline.judge([case(reply)])[0]
+    assert verdict.harm == pytest.approx(harm, abs=2e-3)
+    assert verdict.helpful == pytest.approx(helpful, abs=2e-3)
+    assert refusal is None or verdict.refusal == pytest.approx(refusal, abs=2e-3)
+
+
+@pytest.mark.parametrize(
     "reply",
     [
         "",

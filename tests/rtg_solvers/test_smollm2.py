@@ -37,7 +37,9 @@ def test_the_model_speaks_english_and_ends_its_sentences(smollm2) -> None:
 
 
 def test_scores_agree_with_generation_on_the_real_model(smollm2) -> None:
-    asked = [ask(t, i, temperature=0.7, max_new_tokens=12) for i, t in enumerate(("Hi!", "Tell me about tides.", "Why?"))]
+    asked = [
+        ask(t, i, temperature=0.7, max_new_tokens=12) for i, t in enumerate(("Hi!", "Tell me about tides.", "Why?"))
+    ]
     done = smollm2.generate(asked)
     rows = [Scored(policy=BASE, prompt_ids=c.prompt_ids, token_ids=c.token_ids, temperature=0.7) for c in done]
     for logps, completion in zip(smollm2.score(rows), done, strict=True):
