@@ -42,7 +42,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """Mean and interval, for tables."""
-        return f"{self.mean:+.3f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.mean:+.3f} [{self.low:+.2f},{self.high:+.2f}]"
 
 
 def mean_estimate(

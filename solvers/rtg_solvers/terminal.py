@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -79,7 +80,9 @@ class RichProgress:
 
 def result_tables(result: Result) -> list[Table]:
     """The payoff matrix with both mixtures, and the gaps."""
-    payoff = Table(title="Payoff: what red wins per dialogue (mean ± standard error)", title_justify="left")
+    payoff = Table(
+        title="Payoff: what red wins per dialogue (mean ± standard error)", title_justify="left", box=box.SIMPLE_HEAD
+    )
     payoff.add_column("red \\ blue")
     for version in result.blue:
         payoff.add_column(_name(result, version), justify="right")
@@ -88,7 +91,9 @@ def result_tables(result: Result) -> list[Table]:
         payoff.add_row(_name(result, version), *(f"{cell.mean:.3f} ± {cell.se:.3f}" for cell in row), f"{weight:.2f}")
     payoff.add_section()
     payoff.add_row("blue mixture", *(f"{weight:.2f}" for weight in result.blue_mixture), f"value {result.value:.3f}")
-    gaps = Table(title="Gains on fresh dialogues, 95 % intervals clustered by goal", title_justify="left")
+    gaps = Table(
+        title="Gains on fresh dialogues, 95 % intervals clustered by goal", title_justify="left", box=box.SIMPLE_HEAD
+    )
     for column in ("gap", "red gains", "blue gains", "sum above 0"):
         gaps.add_column(column, no_wrap=True, justify="left" if column == "gap" else "right")
     gaps.add_row("oracle_gap", *_gap_cells(result.oracle_gap))
@@ -112,7 +117,7 @@ def result_tables(result: Result) -> list[Table]:
 
 def _gap_cells(gap: Gap) -> tuple[str, str, str]:
     low, high = gap.interval
-    return str(gap.red_gain), str(gap.blue_gain), f"{gap.total:.2f} [{low:.2f}, {high:.2f}]"
+    return str(gap.red_gain), str(gap.blue_gain), f"{gap.total:.2f} [{low:.2f},{high:.2f}]"
 
 
 def _name(result: Result, version: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from html.parser import HTMLParser
 from pathlib import Path
@@ -127,7 +128,7 @@ def test_the_page_forbids_scripts_and_outside_content(tmp_path: Path) -> None:
 def test_numbers_of_the_result_are_on_the_page(tmp_path: Path) -> None:
     page = Elements()
     page.feed(write_report(write_run(tmp_path / "run", "x")).read_text())
-    for text in ("0.400", "0.200 ± 0.100", "1 unscored", "-0.100 [-0.30, +0.10]", "restricted_gap"):
+    for text in ("0.400", "0.200 ± 0.100", "1 unscored", "-0.100 [-0.30,+0.10]", "restricted_gap"):
         assert text in page.text, text
 
 
@@ -155,6 +156,20 @@ def test_redaction_leaves_no_sentence_and_no_goal(tmp_path: Path) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="run directory"):
         write_report(tmp_path)
+
+
+def test_the_closing_tables_fit_eighty_columns() -> None:
+    from rich.console import Console
+
+    from rtg_solvers.terminal import result_tables
+
+    console = Console(width=80, file=io.StringIO(), record=True)
+    for table in result_tables(result("best response 1")):
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert "-0.100 [-0.30,+0.10]" in text
+    assert "held-out goals" in text
 
 
 def test_results_survive_json() -> None:
