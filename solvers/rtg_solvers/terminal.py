@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from rtg_env.text import one_line
-from rtg_solvers.gaps import Gap
 from rtg_solvers.measures import Estimate
 from rtg_solvers.result import Result
 
@@ -94,19 +93,16 @@ def result_tables(result: Result) -> list[Table]:
     gaps = Table(
         title="Gains on fresh dialogues, 95 % intervals clustered by goal", title_justify="left", box=box.SIMPLE_HEAD
     )
-    for column in ("gap", "red gains", "blue gains", "sum above 0"):
+    for column in ("gap", "red gains", "blue gains"):
         gaps.add_column(column, no_wrap=True, justify="left" if column == "gap" else "right")
-    gaps.add_row("oracle_gap", *_gap_cells(result.oracle_gap))
-    gaps.add_row("restricted_gap", *_gap_cells(result.restricted_gap))
-    gaps.add_row("held-out goals", str(result.heldout_red_gain), str(result.heldout_blue_gain), "")
+    for name, gap in (("oracle_gap", result.oracle_gap), ("restricted_gap", result.restricted_gap)):
+        low, high = gap.interval
+        gaps.add_row(name, str(gap.red_gain), str(gap.blue_gain))
+        gaps.add_row("  sum, gains above 0", f"{gap.total:.3f} [{low:.2f},{high:.2f}]", "")
+    gaps.add_row("held-out goals", str(result.heldout_red_gain), str(result.heldout_blue_gain))
     if result.second_judge:
         second = [Estimate(**result.second_judge[role]) for role in ("red", "blue")]
-        gaps.add_row(
-            f"  by {escape(one_line(result.second_judge['judge_id'], max_chars=20))}",
-            str(second[0]),
-            str(second[1]),
-            "",
-        )
+        gaps.add_row(f"  by {_short(result.second_judge['judge_id'])}", str(second[0]), str(second[1]))
     gaps.caption = (
         "oracle_gap: newest best responses against what they trained on. restricted_gap: best members against the "
         "mixture. held-out goals: newest member over the base model. A gain whose interval holds 0 shows nothing."
@@ -115,9 +111,8 @@ def result_tables(result: Result) -> list[Table]:
     return [payoff, gaps]
 
 
-def _gap_cells(gap: Gap) -> tuple[str, str, str]:
-    low, high = gap.interval
-    return str(gap.red_gain), str(gap.blue_gain), f"{gap.total:.2f} [{low:.2f},{high:.2f}]"
+def _short(text: str) -> str:
+    return escape(one_line(text, max_chars=18))
 
 
 def _name(result: Result, version: str) -> str:
