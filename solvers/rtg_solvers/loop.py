@@ -1,4 +1,4 @@
-"""The population loop: every method of this field is this loop with four choices (docs/architecture.md).
+"""The population loop: every method of this field is this loop with four choices.
 
 meta-solver (who do I prepare for?), red oracle, blue oracle (learn a best response), schedule (who learns when).
 """

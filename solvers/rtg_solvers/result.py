@@ -51,7 +51,7 @@ class Result:
     """The same held-out figures by the reporting judge; empty without one."""
 
     wall_s: float
-    """Seconds of work in all processes that contributed."""
+    """Seconds of the process that finished the run; earlier, interrupted ones are not counted."""
 
     warnings: tuple[str, ...]
     """What a reader must know before trusting a number."""
