@@ -140,6 +140,14 @@ def test_a_run_of_another_config_is_refused_by_the_setting_that_differs(finished
     assert contents(finished.path) == before
 
 
+def test_a_run_name_that_is_a_link_is_not_followed(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="is a link"):
+        run_here(tiny_folder, tmp_path)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_another_seed_plays_another_run(finished, tiny_folder: Path, tmp_path: Path) -> None:
     other = run_here(tiny_folder, tmp_path, seed=1)
     assert other.result.cells != finished.result.cells
