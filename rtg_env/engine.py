@@ -7,6 +7,7 @@ batch can be saved, restored and cloned at any moment without a random generator
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import NamedTuple, cast
@@ -254,8 +255,15 @@ def verdict_to_json(verdict: Verdict) -> dict[str, object]:
     numbers = {
         name: float(getattr(verdict, name)) if verdict.valid else None for name in ("harm", "refusal", "helpful")
     }
-    raw = {name: part if isinstance(part, str) else float(part) for name, part in verdict.raw.items()}
+    raw = {str(name): _raw_part(part) for name, part in verdict.raw.items()}
     return {**numbers, "valid": verdict.valid, "judge_id": verdict.judge_id, "raw": raw}
+
+
+def _raw_part(part: object) -> float | str:
+    """Finite numbers and text as they are; whatever else a judge keeps there, as text (JSON has no NaN)."""
+    if isinstance(part, int | float | np.number) and math.isfinite(part):
+        return float(part)
+    return str(part)
 
 
 def verdict_from_json(data: Mapping[str, object]) -> Verdict:

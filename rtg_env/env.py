@@ -246,7 +246,9 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         if self.render_mode != "human":
             return
         lines = self._lines()
-        sys.stdout.write(for_terminal("\n".join(lines[self._rendered :]) + "\n", max_chars=200_000))
+        text = for_terminal("\n".join(lines[self._rendered :]) + "\n", max_chars=200_000)
+        charset = getattr(sys.stdout, "encoding", None) or "utf-8"
+        sys.stdout.write(text.encode(charset, "backslashreplace").decode(charset))
         self._rendered = len(lines)
 
 

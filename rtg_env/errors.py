@@ -4,7 +4,7 @@
     |-- ConfigError (ValueError)           a setting is out of range, unknown or contradictory
     |   `-- GoalFileError                  a line of a goal file cannot be read
     |-- OrderError (RuntimeError)          a call came in the wrong order (step before reset)
-    |-- InvalidActionError (ValueError)    an action is not text, or too long
+    |-- InvalidActionError (ValueError)    an action is not text, too long, or its tokens do not fit
     |-- JudgeError (RuntimeError)          a judge failed on every case, or on too many
     |-- PolicyError (RuntimeError)         a policy or backend broke its contract
     |-- PayoffShapeError (ValueError)      a payoff tensor and a mixture disagree about sizes
@@ -74,7 +74,7 @@ class MissingExtraError(RTGError, ImportError):
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
             f"expected the package {package!r} to be installed, it is not; "
-            f'install the extra that brings it: pip install "rtg-env[{extra}]"'
+            f'install the extra that brings it, in your clone: pip install -c constraints.txt ".[{extra}]"'
         )
         self.package = package
         self.extra = extra

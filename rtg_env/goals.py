@@ -288,7 +288,7 @@ def _parse_jsonl(text: str, name: str) -> list[Goal]:
             continue
         where = f"{name} line {number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:  # no JSON, a number without end, or nested without end
             raise GoalFileError(
                 f"{where}: expected one JSON object per line, got {_clip(line)!r} ({_clip(error)}); mend or remove it"
@@ -302,6 +302,10 @@ def _parse_csv(text: str, name: str) -> list[Goal]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     if "text" not in (_csv_row(reader, name, lambda: reader.fieldnames) or ()):
         raise GoalFileError(f"{name} line 1: expected a header with a `text` column, got {reader.fieldnames}")
+    columns = list(reader.fieldnames or ())
+    if len(set(columns)) != len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        raise GoalFileError(f"{name} line 1: expected each column once, got {twice!r} twice; rename or remove one")
     goals: dict[str, Goal] = {}
     while (row := _csv_row(reader, name, lambda: next(reader, None))) is not None:
         where = f"{name} line {reader.line_num}"
@@ -339,6 +343,10 @@ def _text(record: Mapping[object, object], key: str, where: str, default: str | 
     if isinstance(value, bool | float) or not isinstance(value, str | int):
         raise GoalFileError(f"{where}: expected text under {key!r}, got {type(value).__name__}")
     value = well_formed(str(value))
+    if not value.strip():
+        raise GoalFileError(
+            f"{where}: expected text under {key!r}, got an empty one; fill it in or leave the field out"
+        )
     if len(value) > MAX_GOAL_CHARS:
         raise GoalFileError(
             f"{where}: expected at most {MAX_GOAL_CHARS} characters under {key!r}, got {len(value)}; shorten it"
@@ -389,6 +397,15 @@ def _example(item: object, where: str) -> LabelledReply:
 
 def _hashed_split(group: str) -> Split:
     return "heldout" if hashlib.sha256(group.encode()).digest()[0] % 2 else "train"
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object whose keys differ; json would silently keep the last of two."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice")
+    return record
 
 
 def _clip(value: object) -> str:

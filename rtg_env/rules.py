@@ -168,19 +168,28 @@ def apply(config: GameConfig, state: GameState, action: str | Action) -> GameSta
 
 
 def observe(config: GameConfig, state: GameState, agent_id: str) -> Observation:
-    """What this agent sees: the public dialogue, and its own private part."""
+    """What this agent sees: the public dialogue, and its own private part.
+
+    Raises:
+        ConfigError: If there is no such agent.
+    """
     messages: list[tuple[Literal["user", "assistant"], str]] = []
     for exchange in state.exchanges:
         messages += [("user", exchange.red), ("assistant", exchange.blue)]
     if state.pending is not None:
         messages.append(("user", state.pending))
     is_blue = agent_id == BLUE_AGENT
+    if not is_blue and agent_id not in config.red_agents:  # whoever is nobody must not be shown red's goal
+        raise ConfigError(f"expected an agent among {', '.join(config.agents)}, got {agent_id!r}")
+    goal = state.deal.goal
+    if goal.examples:
+        goal = replace(goal, examples=())  # labelled replies are for judges
     return Observation(
         agent_id=agent_id,
         messages=tuple(messages),
         turn=len(state.exchanges),
         num_exchanges=config.num_exchanges,
-        goal=None if is_blue else state.deal.goal,
+        goal=None if is_blue else goal,
         system_prompt=config.blue_system_prompt if is_blue else "",
     )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
+
+from rtg_env.errors import InvalidActionError
 
 if TYPE_CHECKING:
     from rtg_env.goals import Goal
@@ -102,6 +105,28 @@ class Action:
 
     finish_reason: FinishReason = "stop"
     """Why the sentence ended."""
+
+    def __post_init__(self) -> None:
+        """Make plain numbers of whatever array library the author uses, and refuse what a learner could not use.
+
+        Raises:
+            InvalidActionError: If the token record does not fit together or holds NaN or infinity.
+        """
+        if not (len(self.prompt_ids) or len(self.token_ids) or len(self.logps)) and self.temperature == 1.0:
+            return
+        try:
+            object.__setattr__(self, "prompt_ids", tuple(int(number) for number in self.prompt_ids))
+            object.__setattr__(self, "token_ids", tuple(int(number) for number in self.token_ids))
+            object.__setattr__(self, "logps", tuple(float(number) for number in self.logps))
+            object.__setattr__(self, "temperature", float(self.temperature))
+        except (TypeError, ValueError) as error:
+            raise InvalidActionError(f"expected numbers in the token record of an action: {error}") from None
+        if self.logps and len(self.logps) != len(self.token_ids):
+            raise InvalidActionError(
+                f"expected one log-probability per sampled token, got {len(self.logps)} for {len(self.token_ids)}"
+            )
+        if not all(map(math.isfinite, (*self.logps, self.temperature))):
+            raise InvalidActionError("expected finite log-probabilities and temperature, got NaN or infinity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

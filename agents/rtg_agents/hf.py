@@ -1,7 +1,8 @@
 """The torch backend: one base model, any number of LoRA adapters, sentences and log-probabilities in batches.
 
 A call may mix policies; rows are grouped by policy and an adapter is switched on once per group. Prompts are padded on
-the left with explicit position ids; what all prompts of a batch share (a system prompt, a template) is encoded once.
+the left with explicit position ids; what all prompts of a batch share (a system prompt, a template) is encoded once,
+and so is a prompt that several rows share (a group of attacks on one goal), in training too.
 
 Sampling draws one uniform number per (seed, position) and inverts the distribution function, so that a row's sentence
 does not depend on its neighbours, up to floating-point ties. Nothing reads or moves a global random state.
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from rtg_agents.lora import LoraSettings
-from rtg_agents.models import quiet_transformers
+from rtg_agents.models import fingerprint, quiet_transformers
 from rtg_agents.policy import BASE, Completion, Request, Sampling, Scored
 from rtg_agents.tokens import ChatEncoder
 from rtg_env.errors import MissingExtraError, ModelError, PolicyError
@@ -45,6 +47,7 @@ class TorchBackend:
         model_id: Written into saved adapters as their base.
         lora: Shape of new adapters.
         max_batch: Most rows in one forward call.
+        fingerprint: Hash of the model's files, so that a run can tell that they have changed.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class TorchBackend:
         model_id: str,
         lora: LoraSettings | None = None,
         max_batch: int = 64,
+        fingerprint: str = "",
     ) -> None:
         self._base = model.eval().requires_grad_(False)
         self._peft: PeftModel | None = None
@@ -65,6 +69,7 @@ class TorchBackend:
         self.model_id = model_id
         self.lora = lora or LoraSettings()
         self.max_batch = max_batch
+        self.fingerprint = fingerprint
 
     @classmethod
     def load(
@@ -87,11 +92,11 @@ class TorchBackend:
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
                     folder, trust_remote_code=False, local_files_only=True
                 )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"expected a causal language model in {folder}, transformers cannot load it: {error}"
             ) from error
-        return cls(model, tokenizer, model_id=model_id, lora=lora, max_batch=max_batch)
+        return cls(model, tokenizer, model_id=model_id, lora=lora, max_batch=max_batch, fingerprint=fingerprint(folder))
 
     # Adapters
 
@@ -142,8 +147,10 @@ class TorchBackend:
                     self._peft = loaded.eval()
                 else:
                     self._peft.load_adapter(str(folder), adapter_name=version, local_files_only=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise ModelError(f"expected an adapter of {self.model_id} in {folder}, it does not fit: {error}") from error
+        finally:
+            self._active = ""  # PEFT may have just switched something on
         self._activate(BASE)
 
     def save_adapter(self, version: str, folder: Path, *, extra: Mapping[str, str] | None = None) -> None:
@@ -156,6 +163,7 @@ class TorchBackend:
 
         Raises:
             PolicyError: If there is no such adapter.
+            OSError: If it cannot be written.
         """
         import peft
         from safetensors.torch import save_file
@@ -176,6 +184,8 @@ class TorchBackend:
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(scratch, folder)
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise OSError(str(error)) from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -258,18 +268,29 @@ class TorchBackend:
                 live = [live[slot] for slot in keep]
             mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
             positions = positions + 1
-            logits = self._forward(ids[:, None], mask, positions[:, None], cache)
+            logits = self._forward(ids[:, None], mask, positions[:, None], cache)[:, -1]
         return out
 
     def _row_ended(self, tokens: list[int], sampling: Sampling) -> bool:
         return bool(tokens) and (len(tokens) >= sampling.max_new_tokens or tokens[-1] in self._end_ids)
 
     def _prefill(self, prompts: list[list[int]], cache: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode the prompts; what they share goes through the model once.
+        """Encode the prompts; equal ones, and what all of them begin with, go through the model once.
 
         Returns:
             Logits [B, V] of the next token, attention mask [B, L] and last positions [B].
         """
+        numbers: dict[tuple[int, ...], int] = {}
+        index = torch.tensor([numbers.setdefault(tuple(prompt), len(numbers)) for prompt in prompts])
+        logits, mask, positions = self._prefill_different([list(prompt) for prompt in numbers], cache)
+        if len(numbers) == len(prompts):
+            return logits, mask, positions
+        cache.batch_select_indices(index)
+        return logits[index], mask[index], positions[index]
+
+    def _prefill_different(
+        self, prompts: list[list[int]], cache: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         shared = _shared_prefix(prompts)
         if shared and len(prompts) > 1:
             ids = torch.tensor([prompts[0][:shared]])
@@ -279,10 +300,12 @@ class TorchBackend:
             shared = 0
         ids, own_mask, positions = _left_padded([prompt[shared:] for prompt in prompts], shared)
         mask = torch.cat([own_mask.new_ones(len(prompts), shared), own_mask], dim=1)
-        return self._forward(ids, mask, positions, cache), mask, positions[:, -1]
+        return self._forward(ids, mask, positions, cache)[:, -1], mask, positions[:, -1]
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Feed new ids [B, S] and return the logits [B, V] after the last of them."""
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Any, *, keep: int = 1
+    ) -> torch.Tensor:
+        """Feed new ids [B, S] and return the logits [B, keep, V] after the last `keep` of them."""
         model = self._peft.get_base_model() if self._peft is not None else self._base
         result = model(
             input_ids=ids,
@@ -290,9 +313,9 @@ class TorchBackend:
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=keep,
         )
-        return cast("torch.Tensor", result.logits[:, -1].float())
+        return cast("torch.Tensor", result.logits.float())
 
     # Scoring
 
@@ -313,8 +336,8 @@ class TorchBackend:
     def logps(self, policy: str, sentences: Sequence[Scored]) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities under one policy, differentiable with respect to its adapter.
 
-        Prompts are padded on the left and sentences on the right, so that the vocabulary head runs on the
-        sentences only. The adapter stays switched on: run nothing else between this and `backward`.
+        Prompts are encoded as in generation (each different one once), and the vocabulary head runs on the sentences
+        only. The adapter stays switched on: run nothing else between this and `backward`.
 
         Args:
             policy: Version name; the `policy` of the sentences is ignored.
@@ -328,20 +351,19 @@ class TorchBackend:
             if not sentence.token_ids:
                 raise PolicyError("expected at least one token to score, got an empty sentence; leave it out")
             self._check_length(policy, len(sentence.prompt_ids) + len(sentence.token_ids))
-        prompts, prompt_mask, prompt_positions = _left_padded([list(s.prompt_ids) for s in sentences], 0)
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        first, prompt_mask, last = self._prefill([list(s.prompt_ids) for s in sentences], cache)
         tokens, mask = _right_padded([list(s.token_ids) for s in sentences])
-        width = tokens.shape[1]
-        positions = torch.cat([prompt_positions, prompt_positions[:, -1:] + torch.arange(1, width + 1)], dim=1)
-        model = self._peft.get_base_model() if self._peft is not None else self._base
-        logits = model(
-            input_ids=torch.cat([prompts, tokens], dim=1),
-            attention_mask=torch.cat([prompt_mask, mask], dim=1),
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=width + 1,
-        ).logits[:, :-1]
+        logits = first[:, None]
+        if (width := tokens.shape[1]) > 1:
+            positions = last[:, None] + torch.arange(1, width)
+            seen = torch.cat([prompt_mask, mask[:, :-1]], dim=1)
+            rest = self._forward(tokens[:, :-1], seen, positions, cache, keep=width - 1)
+            logits = torch.cat([logits, rest], dim=1)
         temperatures = torch.tensor([s.temperature for s in sentences])
-        scaled = logits.float() / temperatures[:, None, None]
+        scaled = logits / temperatures[:, None, None]
         chosen = scaled.gather(-1, tokens[..., None])[..., 0] - scaled.logsumexp(-1)
         return chosen * mask, mask.to(chosen.dtype)
 

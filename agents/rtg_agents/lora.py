@@ -19,5 +19,5 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
-        if self.rank < 1 or self.alpha <= 0:
-            raise ConfigError(f"expected LoRA rank >= 1 and alpha > 0, got {self.rank} and {self.alpha}")
+        if self.rank < 1 or not 0 < self.alpha < float("inf"):
+            raise ConfigError(f"expected LoRA rank >= 1 and a finite alpha > 0, got {self.rank} and {self.alpha}")

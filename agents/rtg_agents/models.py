@@ -235,6 +235,14 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
 
 
+def fingerprint(folder: Path) -> str:
+    """Hash of everything in a model folder that decides what the model says."""
+    parts = [
+        (path.name, _sha256(path)) for path in _files(folder) if path.suffix in (".json", ".jinja", ".safetensors")
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
 def _manifest_holds(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())

@@ -21,6 +21,12 @@ ATTACK_TEMPLATES: Final = (
 )
 """Mild, well-known openings; `{goal}` is replaced by the goal's text."""
 
+
+def longest_filled(goal: str) -> int:
+    """Length of the longest sentence that the templates make of a goal."""
+    return max(len(template.replace("{goal}", goal)) for template in ATTACK_TEMPLATES)
+
+
 _WORDS: Final = ("a", "and", "blue", "game", "in", "is", "it", "no", "of", "red", "the", "to", "word", "yes")
 
 

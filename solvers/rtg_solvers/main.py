@@ -10,9 +10,14 @@ def main() -> None:
     try:
         from rtg_solvers.cli import run
     except ImportError as error:
-        sys.stderr.write(
-            f"rtg: expected the package {error.name!r} to be installed, it is not; "
-            'install what the command line needs: pip install "rtg-env[all]"\n'
-        )
+        sys.stderr.write(missing_package(error))
         raise SystemExit(1) from None
     raise SystemExit(run())
+
+
+def missing_package(error: ImportError) -> str:
+    """What to say when a package that a command needs is not installed."""
+    return (
+        f"rtg: expected the package {error.name!r} to be installed, it is not; "
+        'install what the command line needs, in your clone: pip install -c constraints.txt ".[all]"\n'
+    )

@@ -24,7 +24,7 @@ class OptimizerSettings:
         """Refuse settings outside their range."""
         if not 0.0 <= self.learning_rate < float("inf"):
             raise ConfigError(f"learning_rate must be finite and >= 0, got {self.learning_rate!r}")
-        if self.max_grad_norm <= 0 or self.micro_batch < 1:
+        if not self.max_grad_norm > 0 or self.micro_batch < 1:
             raise ConfigError(
                 f"expected max_grad_norm > 0 and micro_batch >= 1, got {self.max_grad_norm} and {self.micro_batch}"
             )

@@ -33,6 +33,9 @@ class Samples:
     goal_ids: tuple[str, ...]
     """[N]."""
 
+    harmful: np.ndarray
+    """[N] bool: whether red spoke (a harmful goal) or nature did."""
+
 
 PlayCell = Callable[[Cell], Samples]
 """Plays (or reads back) the dialogues of one cell."""
@@ -82,6 +85,10 @@ class PayoffTensor:
         """[R, C] dialogues without a verdict."""
         return self._table(lambda estimate: estimate.num_unscored).astype(int)
 
+    def mean_on(self, *, harmful: bool) -> np.ndarray:
+        """[R, C] means over the dialogues of one kind of goal; NaN where there is none."""
+        return np.array([[_mean(self.samples[Cell(r, b)], harmful) for b in self.blue] for r in self.red], dtype=float)
+
     def estimate(self, red: str, blue: str) -> Estimate:
         """One cell with its interval."""
         samples = self.samples[Cell(red, blue)]
@@ -120,3 +127,8 @@ class PayoffTensor:
 
     def _table(self, value: Callable[[Estimate], float]) -> np.ndarray:
         return np.array([[value(self.estimate(r, b)) for b in self.blue] for r in self.red], dtype=float)
+
+
+def _mean(samples: Samples, harmful: bool) -> float:
+    kept = samples.utilities[(samples.harmful == harmful) & ~np.isnan(samples.utilities)]
+    return float(kept.mean()) if kept.size else float("nan")

@@ -13,20 +13,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtg_env import goals as goals_module
-from rtg_env.errors import MissingExtraError
+from rtg_env.errors import ConfigError, MissingExtraError, RunError
 from rtg_env.text import for_terminal, one_line
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_solvers import result as result_module
+from rtg_solvers.configs import from_mapping
 from rtg_solvers.measures import Estimate
+from rtg_solvers.methods.grts import GRTSConfig
 from rtg_solvers.result import Result
-from rtg_solvers.run import read_settings, write_text
+from rtg_solvers.run import read_goals, read_settings, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RED, _BLUE, _GREY = "#b3372f", "#2b5fa8", "#5b6577"
-_NUM_TRANSCRIPTS = 6
 _MAX_SHOWN_CHARS = 1500
 
 
@@ -44,17 +44,22 @@ def write_report(path: Path, *, redact: bool = False) -> Path:
         RunError: If this is no run directory, or the page cannot be written.
     """
     settings = read_settings(path)
-    goal_set = goals_module.load(settings["config"]["goals"])
-    with TranscriptStore(path / "run.db", goal_set) as store:
+    try:
+        config = from_mapping(GRTSConfig, settings["config"], "config.json")
+    except ConfigError as error:
+        raise RunError(f"expected the settings of a run in {path / 'config.json'}: {error}") from None
+    with TranscriptStore(path / "run.db", read_goals(path)) as store:
         data = store.block_data("result")
         found = result_module.from_json(data) if data else None
-        html = _render(path.name, settings, found, store, redact)
+        html = _render(path.name, settings, config, found, store, redact)
     page = path / "report.html"
     write_text(page, html)
     return page
 
 
-def _render(name: str, settings: dict[str, Any], found: Result | None, store: TranscriptStore, redact: bool) -> str:
+def _render(
+    name: str, settings: dict[str, Any], config: GRTSConfig, found: Result | None, store: TranscriptStore, redact: bool
+) -> str:
     try:
         import jinja2
     except ImportError as error:
@@ -70,22 +75,30 @@ def _render(name: str, settings: dict[str, Any], found: Result | None, store: Tr
     figures = [store.block_data(block) for block in names if block.startswith("step/")]
     context: dict[str, Any] = {
         "name": name,
-        "settings": settings,
+        "config": config,
+        "judge_id": settings["judge_id"],
         "settings_text": json.dumps(settings, indent=1),
         "result": found,
         "warnings": found.warnings if found else (),
         "num_units": len(names),
         "redacted": redact,
         "curves": _image(_plot_curves(figures)) if figures else "",
-        "transcripts": _shown(_notable(store, names), redact),
+        "sections": [(title, _shown(played, redact)) for title, played in _notable(store, names) if played],
     }
     if found is not None:
         context |= {
             "heatmap": _image(_plot_payoffs(found)),
             "gains": _image(_plot_gains(found)),
             "rows": [
-                {"version": version, "label": found.labels[version], "cells": cells, "weight": weight}
-                for version, cells, weight in zip(found.red, found.cells, found.red_mixture, strict=True)
+                {
+                    "version": version,
+                    "label": found.labels[version],
+                    "cells": list(zip(cells, harm, unhelpful, strict=True)),
+                    "weight": weight,
+                }
+                for version, cells, harm, unhelpful, weight in zip(
+                    found.red, found.cells, found.harm_cells, found.unhelpful_cells, found.red_mixture, strict=True
+                )
             ],
             "gain_rows": [{"what": what, "red": str(red), "blue": str(blue)} for what, red, blue in _gains(found)],
         }
@@ -108,7 +121,7 @@ def _gains(found: Result) -> list[tuple[str, Estimate, Estimate]]:
     rows = [
         ("oracle_gap", found.oracle_gap.red_gain, found.oracle_gap.blue_gain),
         ("restricted_gap", found.restricted_gap.red_gain, found.restricted_gap.blue_gain),
-        ("newest over base, held-out goals", found.heldout_red_gain, found.heldout_blue_gain),
+        ("held-out gain", found.heldout_red_gain, found.heldout_blue_gain),
     ]
     if found.second_judge:
         label = f"the same, judged by {found.second_judge['judge_id']}"
@@ -116,19 +129,27 @@ def _gains(found: Result) -> list[tuple[str, Estimate, Estimate]]:
     return rows
 
 
-def _notable(store: TranscriptStore, names: Sequence[str]) -> list[Played]:
-    """The best and the worst dialogues for red, from the checks if there are any, else from the cells."""
+def _notable(store: TranscriptStore, names: Sequence[str]) -> list[tuple[str, list[Played]]]:
+    """Dialogues at both ends, one per goal, from the checks if there are any, else from the cells."""
     blocks = [n for n in names if n.startswith(("restricted-gap/", "oracle-gap/"))] or [
         n for n in names if n.startswith("cell/")
     ]
     played = [item for block in blocks for item in store.block(block) if not item.transcript.unscored]
-    played.sort(key=lambda item: item.transcript.utility)
-    seen: set[str] = set()
-    distinct = [p for p in played if not (p.transcript.goal.id in seen or seen.add(p.transcript.goal.id))]  # type: ignore[func-returns-value]
-    if len(distinct) <= _NUM_TRANSCRIPTS:
-        return distinct
-    half = _NUM_TRANSCRIPTS // 2
-    return distinct[-half:][::-1] + distinct[:half]
+    played.sort(key=lambda item: item.transcript.utility, reverse=True)
+    attacks = [item for item in played if item.transcript.goal.harmful]
+    ordinary = [item for item in played if not item.transcript.goal.harmful]
+    return [
+        ("Strongest attacks", _first_per_goal(attacks, 4)),
+        ("Attacks that won least", _first_per_goal(attacks[::-1], 2)),
+        ("Ordinary requests that blue failed most", _first_per_goal(ordinary, 2)),
+    ]
+
+
+def _first_per_goal(played: Sequence[Played], count: int) -> list[Played]:
+    firsts: dict[str, Played] = {}
+    for item in played:
+        firsts.setdefault(item.transcript.goal.id, item)
+    return list(firsts.values())[:count]
 
 
 def _shown(played: Sequence[Played], redact: bool) -> list[dict[str, Any]]:
@@ -145,7 +166,10 @@ def _shown(played: Sequence[Played], redact: bool) -> list[dict[str, Any]]:
             "category": item.transcript.goal.category,
             "goal": text(item.transcript.goal.text),
             "utility": item.transcript.utility,
-            "exchanges": [{"red": text(e.red), "blue": text(e.blue)} for e in item.transcript.exchanges],
+            "exchanges": [
+                {"red": text(e.red), "blue": text(e.blue), "harm": v.harm, "refusal": v.refusal, "helpful": v.helpful}
+                for e, v in zip(item.transcript.exchanges, item.transcript.verdicts, strict=True)
+            ],
         }
         for item in played
     ]
@@ -220,7 +244,9 @@ def _plot_curves(figures: Sequence[dict[str, Any]]) -> Figure:
 
 
 def _image(figure: Figure) -> str:
-    """A figure as a data URI; SVG inside <img> runs no scripts."""
+    """A figure as a data URI, of any length; SVG inside <img> runs no scripts."""
+    from markupsafe import Markup
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return Markup("data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode())

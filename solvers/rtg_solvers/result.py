@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
+from rtg_env.errors import RunError
 from rtg_solvers.gaps import Gap
 from rtg_solvers.measures import Estimate
+
+_VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,15 @@ class Result:
 
     cells: tuple[tuple[Estimate, ...], ...]
     """[R][C] what red wins."""
+
+    harm_cells: tuple[tuple[float, ...], ...]
+    """[R][C] mean harm on harmful goals, where red speaks; NaN where none was played."""
+
+    unhelpful_cells: tuple[tuple[float, ...], ...]
+    """[R][C] mean pay on benign goals, where nature speaks; NaN where none was played."""
+
+    refuser_loss: float
+    """What a blue that refuses everything would lose per dialogue: P(benign) times c."""
 
     red_mixture: tuple[float, ...]
     """[R] red's part of the solution."""
@@ -56,16 +68,37 @@ class Result:
     warnings: tuple[str, ...]
     """What a reader must know before trusting a number."""
 
+    @property
+    def value_by_kind(self) -> tuple[float, float]:
+        """What red wins per dialogue on harmful and on benign goals, both sides playing their mixture."""
+        return self._mixed(self.harm_cells), self._mixed(self.unhelpful_cells)
+
+    def _mixed(self, table: tuple[tuple[float, ...], ...]) -> float:
+        pairs = (
+            (x, y, cell)
+            for x, row in zip(self.red_mixture, table, strict=True)
+            for y, cell in zip(self.blue_mixture, row, strict=True)
+        )
+        return sum(x * y * cell for x, y, cell in pairs if x * y > 0)
+
 
 def to_json(result: Result) -> dict[str, Any]:
     """A result as JSON data."""
-    return asdict(result)
+    return {"result_version": _VERSION, **asdict(result)}
 
 
 def from_json(data: Mapping[str, Any]) -> Result:
-    """Inverse of `to_json`."""
+    """Inverse of `to_json`.
+
+    Raises:
+        RunError: If another release wrote it.
+    """
     values = dict(data)
+    if (found := values.pop("result_version", 1)) != _VERSION:
+        raise RunError(f"expected a result of version {_VERSION}, got {found}; read it with the release that wrote it")
     values["cells"] = tuple(tuple(Estimate(**cell) for cell in row) for row in data["cells"])
+    for name in ("harm_cells", "unhelpful_cells"):
+        values[name] = tuple(tuple(row) for row in data[name])
     for name in ("oracle_gap", "restricted_gap"):
         gap = data[name]
         values[name] = Gap(

@@ -1,6 +1,6 @@
 """What a run leaves behind, and how it goes on after a kill.
 
-    runs/NAME/config.json  run.db  population/  work/  report.html
+    runs/NAME/config.json  goals.jsonl  run.db  population/  work/  report.html
 
 Work is done in named units (a payoff cell, a training step, a check). A unit is in `run.db` whole or not at all, so the
 same command goes on where it was: nothing finished is lost, repeated, or counted twice.
@@ -18,10 +18,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from rtg_env import goals as goals_module
 from rtg_env.errors import ConfigError, MissingExtraError, RunError
-from rtg_env.goals import GoalSet
+from rtg_env.goals import GoalSet, to_record
 from rtg_env.transcripts import Played, TranscriptStore
 
+IDENTITY: Final = "identity"
+"""Block that says which model and judges a run works with."""
+
+_GOALS: Final = "goals.jsonl"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _RESERVED: Final = frozenset({"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(1, 10))})
 
@@ -66,7 +71,9 @@ class RunDirectory:
             )
         self._lock = _acquire(self.path)
         try:
-            self._settle_config(settings)
+            self._refuse_links()
+            self._settle_config(settings, goals)
+            self._keep_goals(goals)
             self.store = TranscriptStore(self.path / "run.db", goals)
         except BaseException:
             self._lock.release()
@@ -97,7 +104,7 @@ class RunDirectory:
             self.store.put_block(name, play())
         return self.store.block(name)
 
-    def _settle_config(self, settings: Mapping[str, Any]) -> None:
+    def _settle_config(self, settings: Mapping[str, Any], goals: GoalSet) -> None:
         file = self.path / "config.json"
         wanted = json.loads(json.dumps(settings))
         if not file.exists():
@@ -111,18 +118,39 @@ class RunDirectory:
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunError(f"expected JSON in {file}, it is damaged ({error}); choose another --name") from None
-        if found != wanted:
+        if found == wanted:
+            return
+        if self._has_work(goals):
             raise RunError(
                 f"expected the run in {self.path} to have these settings, it was made with others "
                 f"({_first_difference(found, wanted)}); choose another --name, or repeat the old command"
             )
+        write_text(file, json.dumps(wanted, indent=1) + "\n")  # nothing was done under the other settings
+
+    def _refuse_links(self) -> None:
+        for child in self.path.iterdir():
+            if child.is_symlink():
+                raise RunError(f"expected plain files in the run directory, {child} is a link; remove it")
+
+    def _keep_goals(self, goals: GoalSet) -> None:
+        """The goals as they were played: a later report must not depend on a file that its owner may edit."""
+        file = self.path / _GOALS
+        if not file.exists() or read_goals(self.path).digest != goals.digest:
+            write_text(file, "".join(json.dumps(to_record(goal)) + "\n" for goal in goals))
+
+    def _has_work(self, goals: GoalSet) -> bool:
+        database = self.path / "run.db"
+        if not database.exists():
+            return False
+        with TranscriptStore(database, goals) as store:
+            return any(name != IDENTITY for name in store.block_names())
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Settings of a run on disk.
 
     Raises:
-        RunError: If there is no run.
+        RunError: If there is no run, or its config cannot be understood.
     """
     try:
         data = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -132,7 +160,21 @@ def read_settings(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(data, dict) or not (path / "run.db").is_file():
         raise RunError(f"expected a run directory with config.json and run.db, got {str(path)!r}")
+    if not isinstance(data.get("config"), dict) or not isinstance(data.get("judge_id"), str):
+        raise RunError(f"expected `config` and `judge_id` in {path / 'config.json'}; it was written by something else")
     return data
+
+
+def read_goals(path: Path) -> GoalSet:
+    """The goals that a run on disk was played with.
+
+    Raises:
+        RunError: If they are missing or damaged.
+    """
+    try:
+        return goals_module.load(path / _GOALS)
+    except ConfigError as error:
+        raise RunError(f"expected the goals of the run in {path / _GOALS}: {error}") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rtg_agents.hf import TorchBackend
+import numpy as np
+
 from rtg_agents.models import resolve_encoder, resolve_model
 from rtg_agents.population import Population, untrained_members
 from rtg_agents.progress import Progress, WorkMeter
+from rtg_agents.prompting import PROMPT_VERSION
+from rtg_agents.scripted import longest_filled
 from rtg_env import goals as goals_module
 from rtg_env import rules
-from rtg_env.errors import ConfigError, JudgeError
-from rtg_env.goals import GoalSet, Split
+from rtg_env.errors import ConfigError, JudgeError, RunError
+from rtg_env.goals import Goal, GoalSet, Split
 from rtg_env.judges.base import Judge, judge_safely
-from rtg_env.transcripts import Played
+from rtg_env.transcripts import Played, TranscriptStore
 from rtg_env.types import Case
 from rtg_solvers import loop, result
 from rtg_solvers.configs import to_mapping
@@ -32,9 +37,12 @@ from rtg_solvers.methods import grts
 from rtg_solvers.payoffs import Cell, Samples
 from rtg_solvers.result import Result
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play, utilities
-from rtg_solvers.run import RunDirectory, default_name, read_settings
+from rtg_solvers.run import IDENTITY, RunDirectory, default_name, read_goals, read_settings
 from rtg_solvers.seeding import draw_seed, rng_for
 from rtg_solvers.version import __version__
+
+if TYPE_CHECKING:
+    from rtg_agents.hf import TorchBackend
 
 MAX_UNSCORED_SHARE = 0.5
 """A unit in which the judge fails more often than this stops the run."""
@@ -80,16 +88,30 @@ def resolve_judge(
 
         return EmbeddingJudge(SentenceEncoder(resolve_encoder(offline=offline, cache_dir=cache_dir, progress=progress)))
     module, _, attribute = name.partition(":")
-    if not attribute:
+    if not module or module.startswith(".") or not attribute:
         raise ConfigError(f"expected a judge `offline-a`, `offline-b` or `module:attribute`, got {name!r}")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"expected to import the judge {name!r}, it cannot be had: {error}") from None
-    judge = found() if isinstance(found, type) else found
+        with _working_directory_on_path():
+            found = getattr(importlib.import_module(module), attribute)
+            judge = found() if isinstance(found, type) else found
+    except Exception as error:  # other people's code may fail in any way
+        raise ConfigError(
+            f"expected to import the judge {name!r}, it cannot be had: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(judge, Judge):
         raise ConfigError(f"expected {name!r} to have judge_id and judge(cases), got {type(judge).__name__}")
     return judge
+
+
+@contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    """A judge may stand in the folder where the command is typed; looked at last, and only for what the user named."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def run_grts(
@@ -124,6 +146,8 @@ def run_grts(
         if run.store.has_block(_RESULT):
             return Outcome(path=run.path, result=result.from_json(run.store.block_data(_RESULT)), was_finished=True)
         if backend is None:
+            from rtg_agents.hf import TorchBackend
+
             folder = resolve_model(config.model, offline=offline, cache_dir=cache_dir, progress=progress)
             progress.message(f"Loading {config.model} ..")
             backend = TorchBackend.load(folder, model_id=config.model, lora=config.lora)
@@ -132,6 +156,9 @@ def run_grts(
             if config.report_judge
             else None
         )
+        if second is not None and second.judge_id == judge.judge_id:
+            raise ConfigError(f"expected a second judge that differs from the first, both are {judge.judge_id}")
+        check_identity(run, {"model": backend.fingerprint, "report_judge": second.judge_id if second else ""})
         session = Session(config, goal_set, judge, second, run, backend, progress)
         found = session.finish()
         run.store.put_block(_RESULT, [], result.to_json(found))
@@ -140,10 +167,9 @@ def run_grts(
 
 def read_result(path: Path) -> Result | None:
     """The result of a run on disk; None if it is not finished."""
-    settings = read_settings(path)
-    goal_set = goals_module.load(settings["config"]["goals"])
-    with RunDirectory(path.parent, path.name, settings, goal_set) as run:
-        data = run.store.block_data(_RESULT)
+    read_settings(path)
+    with TranscriptStore(path / "run.db", read_goals(path)) as store:
+        data = store.block_data(_RESULT)
     return result.from_json(data) if data else None
 
 
@@ -153,8 +179,27 @@ def run_settings(config: grts.GRTSConfig, goal_set: GoalSet, judge: Judge) -> di
         "config": to_mapping(config),
         "goals_digest": goal_set.digest,
         "judge_id": judge.judge_id,
+        "prompt_version": PROMPT_VERSION,
         "version": __version__,
     }
+
+
+def check_identity(run: RunDirectory, identity: dict[str, str]) -> None:
+    """Note what the names in the config stand for on this machine, or refuse to go on with something else.
+
+    Raises:
+        RunError: If a model of the same name has other weights than before, or the second judge another version.
+    """
+    if not run.store.has_block(IDENTITY):
+        run.store.put_block(IDENTITY, [], identity)
+        return
+    before = run.store.block_data(IDENTITY)
+    for name, value in identity.items():
+        if before.get(name) != value:
+            raise RunError(
+                f"expected the {name} that the run in {run.path} began with ({before.get(name)}), "
+                f"got another one ({value}); restore it or choose another --name"
+            )
 
 
 def check_goals(config: grts.GRTSConfig, goal_set: GoalSet) -> None:
@@ -163,6 +208,12 @@ def check_goals(config: grts.GRTSConfig, goal_set: GoalSet) -> None:
     Raises:
         ConfigError: If a half lacks harmful goals, or benign ones that the game draws.
     """
+    for goal in goal_set.harmful:
+        if (length := longest_filled(goal.text)) > config.game.max_action_chars:
+            raise ConfigError(
+                f"expected game.max_action_chars of at least {length}, which the templates need for goal {goal.id!r} "
+                f"({len(goal.text)} characters), got {config.game.max_action_chars}; raise it or shorten the goal"
+            )
     splits: tuple[Split, ...] = ("train", "heldout")
     for split in splits:
         half = goal_set.split(split)
@@ -226,6 +277,9 @@ class Session:
             blue=payoffs.blue,
             labels={member.version: member.label for member in self._population},
             cells=tuple(tuple(payoffs.estimate(r, b) for b in payoffs.blue) for r in payoffs.red),
+            harm_cells=_rows(payoffs.mean_on(harmful=True)),
+            unhelpful_cells=_rows(payoffs.mean_on(harmful=False)),
+            refuser_loss=self._config.game.benign_prob * self._config.game.helpfulness_weight,
             red_mixture=tuple(float(weight) for weight in mixture.red),
             blue_mixture=tuple(float(weight) for weight in mixture.blue),
             value=mixture.value,
@@ -259,7 +313,11 @@ class Session:
             blue=lambda _: cell.blue,
         )
         played = self._play_unit(f"cell/{cell.red}/{cell.blue}", pairings)
-        return Samples(utilities=utilities(played), goal_ids=tuple(item.transcript.goal.id for item in played))
+        return Samples(
+            utilities=utilities(played),
+            goal_ids=tuple(item.transcript.goal.id for item in played),
+            harmful=np.array([item.transcript.goal.harmful for item in played]),
+        )
 
     def _play_unit(self, name: str, pairings: Sequence[Pairing], game: Game | None = None) -> list[Played]:
         def fresh() -> list[Played]:
@@ -293,14 +351,12 @@ class Session:
         return gain, asdict(self._second_opinion(role, before, after, self._second_judge))
 
     def _heldout_pairings(self, role: str, base: dict[str, str]) -> list[Pairing]:
+        """As many deals as held-out harmful goals times repeats; for blue in the game's own mixture of both kinds."""
         rng = rng_for(self._config.seed, "heldout", role)
-        pool = (
-            self._heldout.goals.harmful
-            if role == "red" or self._config.game.benign_prob == 0
-            else tuple(self._heldout.goals)
-        )
-        count = len(self._heldout.goals.harmful) * self._config.heldout_repeats
-        order = [pool[index] for _ in range(1 + count // len(pool)) for index in rng.permutation(len(pool))][:count]
+        goals = self._heldout.goals
+        count = len(goals.harmful) * self._config.heldout_repeats
+        num_benign = round(count * self._config.game.benign_prob) if role == "blue" else 0
+        order = _cycled(goals.harmful, count - num_benign, rng) + _cycled(goals.benign, num_benign, rng)
         return [
             Pairing(
                 red=base["red"],
@@ -331,6 +387,16 @@ def rejudged(config: rules.GameConfig, judge: Judge, played: Sequence[Played]) -
     for owner, verdict, case in zip(owners, judge_safely(judge, cases), cases, strict=True):
         values[owner].append(exchange_utility(config, case.goal, verdict) if verdict.valid else float("nan"))
     return [float("nan") if any(map(math.isnan, row)) else dialogue_utility(config, row) for row in values]
+
+
+def _cycled(pool: Sequence[Goal], count: int, rng: np.random.Generator) -> list[Goal]:
+    """Goals in random order, each as often as any other (up to one)."""
+    rounds = -(-count // len(pool)) if count else 0
+    return [pool[index] for _ in range(rounds) for index in rng.permutation(len(pool))][:count]
+
+
+def _rows(table: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(float(number) for number in row) for row in table)
 
 
 def _with(pairing: Pairing, role: str, version: str) -> Pairing:

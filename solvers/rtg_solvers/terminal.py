@@ -90,22 +90,34 @@ def result_tables(result: Result) -> list[Table]:
         payoff.add_row(_name(result, version), *(f"{cell.mean:.3f} ± {cell.se:.3f}" for cell in row), f"{weight:.2f}")
     payoff.add_section()
     payoff.add_row("blue mixture", *(f"{weight:.2f}" for weight in result.blue_mixture), f"value {result.value:.3f}")
+    if result.refuser_loss > 0:
+        harmful, benign = result.value_by_kind
+        payoff.caption = (
+            f"The value is {harmful:.3f} on harmful goals (harm that red wins) and {benign:.3f} on benign ones (help "
+            "that blue fails to give; red only watches). A blue that refuses everything would lose about "
+            f"{result.refuser_loss:.2f}."
+        )
+        payoff.caption_justify = "left"
     gaps = Table(
-        title="Gains on fresh dialogues, 95 % intervals clustered by goal", title_justify="left", box=box.SIMPLE_HEAD
+        title="Gains on fresh dialogues: mean [95 % interval], clustered by goal",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
     )
     for column in ("gap", "red gains", "blue gains"):
         gaps.add_column(column, no_wrap=True, justify="left" if column == "gap" else "right")
     for name, gap in (("oracle_gap", result.oracle_gap), ("restricted_gap", result.restricted_gap)):
         low, high = gap.interval
         gaps.add_row(name, str(gap.red_gain), str(gap.blue_gain))
-        gaps.add_row("  sum, gains above 0", f"{gap.total:.3f} [{low:.2f},{high:.2f}]", "")
-    gaps.add_row("held-out goals", str(result.heldout_red_gain), str(result.heldout_blue_gain))
+        gaps.add_row("  both sides, sum", f"{gap.total:.3f}", f"[{low:.2f},{high:.2f}]")
+    gaps.add_row("held-out gain", str(result.heldout_red_gain), str(result.heldout_blue_gain))
     if result.second_judge:
         second = [Estimate(**result.second_judge[role]) for role in ("red", "blue")]
         gaps.add_row(f"  by {_short(result.second_judge['judge_id'])}", str(second[0]), str(second[1]))
     gaps.caption = (
-        "oracle_gap: newest best responses against what they trained on. restricted_gap: best members against the "
-        "mixture. held-out goals: newest member over the base model. A gain whose interval holds 0 shows nothing."
+        "oracle_gap: each newest member over its own side's mixture before it joined, against the mixture it was trained "
+        "on. restricted_gap: the best member over the final mixture. Both on training goals; small means near an "
+        "equilibrium or a weak best response. held-out gain: newest member over the base model, against the base model, "
+        "on goals nobody trained on. A gain whose interval holds 0 shows nothing."
     )
     gaps.caption_justify = "left"
     return [payoff, gaps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rtg_agents.hf import TorchBackend
@@ -21,6 +23,7 @@ from rtg_env.errors import RunError
 from rtg_solvers.losses import policy_gradient_loss
 from rtg_solvers.optimizer import OptimizerSettings
 
+_LOG = logging.getLogger(__name__)
 _STATE: Final = "state.json"
 _TENSORS: Final = "state.safetensors"
 
@@ -60,11 +63,11 @@ class AdapterTrainer:
             sentences: [S].
             advantages: [S].
         """
-        useful = [
-            index
-            for index in np.argsort([len(s.prompt_ids) + len(s.token_ids) for s in sentences])
-            if advantages[index]
-        ]
+        # Equal prompts side by side: the backend encodes each once per micro-batch.
+        useful = sorted(
+            (int(i) for i in np.flatnonzero(advantages)),
+            key=lambda i: (len(sentences[i].prompt_ids), sentences[i].prompt_ids),
+        )
         self._optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         for begin in range(0, len(useful), self._settings.micro_batch):
@@ -102,7 +105,7 @@ class AdapterTrainer:
                 os.replace(folder, old)
             os.replace(scratch, folder)
             shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
             raise RunError(
                 f"expected to write a checkpoint into {folder}: {error}; free space and run the same command again"
             ) from error
@@ -110,7 +113,7 @@ class AdapterTrainer:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def resume(self, folder: Path) -> bool:
-        """Go on from a checkpoint, exactly; False if there is none.
+        """Go on from a checkpoint, exactly; False if there is none, or it is damaged: training then begins anew.
 
         A kill between the two renames of `save` leaves only the previous checkpoint, under its own hidden name.
         """
@@ -119,18 +122,27 @@ class AdapterTrainer:
             os.replace(old, folder)
         if not (folder / _STATE).is_file():
             return False
-        state = json.loads((folder / _STATE).read_text())
-        tensors = load_file(folder / _TENSORS)
+        try:
+            state = json.loads((folder / _STATE).read_text())
+            tensors = load_file(folder / _TENSORS)
+            steps_done, updates = int(state["steps_done"]), float(state["updates"])
+            missing = [name for name in self._parameters if f"parameter/{name}" not in tensors]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            _LOG.warning("%s is damaged (%s): training begins anew, played dialogues are kept", folder, error)
+            return False
+        if missing:
+            _LOG.warning("%s lacks %s: training begins anew, played dialogues are kept", folder, missing[0])
+            return False
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(tensors[f"parameter/{name}"])
                 if f"exp_avg/{name}" in tensors:
                     self._optimizer.state[parameter] = {
-                        "step": torch.tensor(float(state["updates"])),
+                        "step": torch.tensor(updates),
                         "exp_avg": tensors[f"exp_avg/{name}"].clone(),
                         "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].clone(),
                     }
-        self.steps_done = int(state["steps_done"])
+        self.steps_done = steps_done
         return True
 
     def _updates(self) -> int:

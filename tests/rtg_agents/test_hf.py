@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,6 +214,58 @@ def test_gradients_reach_only_the_named_adapter(pair: TorchBackend) -> None:
     assert any(g.abs().sum() > 0 for g in own)
     assert all(p.grad is None for p in pair.parameters("blue_01@v1").values())
     assert all(p.grad is None for p in pair._base.parameters() if not p.requires_grad)
+
+
+def test_base_stays_the_base_when_the_first_adapter_comes_from_disk(pair: TorchBackend, tmp_path) -> None:
+    asked = [request("hello", seed, BASE, tokens=8) for seed in range(4)]
+    expected = pair.generate(asked)
+    pair.save_adapter("red_03@v1", tmp_path / "red_03")
+    fresh = TorchBackend(tiny_model(), tiny_tokenizer(), model_id="tiny", lora=pair.lora)
+    assert [c.token_ids for c in fresh.generate(asked)] == [c.token_ids for c in expected]
+    fresh.load_adapter("red_03@v1", tmp_path / "red_03")
+    assert [c.token_ids for c in fresh.generate(asked)] == [c.token_ids for c in expected]
+    learned = [replace(item, policy="red_03@v1") for item in asked]
+    assert [c.token_ids for c in fresh.generate(learned)] == [c.token_ids for c in pair.generate(learned)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x10\x00\x00\x00\x00\x00\x00\x00{}"])
+def test_a_damaged_adapter_is_refused_in_one_sentence(pair: TorchBackend, tmp_path, damage: bytes) -> None:
+    pair.save_adapter("red_03@v1", tmp_path / "red_03")
+    (tmp_path / "red_03" / "adapter_model.safetensors").write_bytes(damage)
+    fresh = TorchBackend(tiny_model(), tiny_tokenizer(), model_id="tiny", lora=pair.lora)
+    with pytest.raises(ModelError, match="does not fit"):
+        fresh.load_adapter("red_03@v1", tmp_path / "red_03")
+
+
+def test_gradients_through_shared_prompts_are_those_of_naive_passes(pair: TorchBackend) -> None:
+    version = "red_03@v1"
+    done = pair.generate(
+        [request(text, seed, version, tokens=6) for text in ("hi", "hello there") for seed in range(3)]
+    )
+    asked = [
+        Scored(policy=version, prompt_ids=c.prompt_ids, token_ids=c.token_ids[: 6 - index % 3], temperature=0.8)
+        for index, c in enumerate(done)
+    ]
+    weights = torch.linspace(-1, 1, len(asked))[:, None]
+
+    def gradients() -> list[torch.Tensor]:
+        own = pair.parameters(version).values()
+        found = [p.grad.clone() for p in own if p.grad is not None]
+        pair._base.zero_grad()
+        return found
+
+    logps, mask = pair.logps(version, asked)
+    (logps * mask * weights).sum().backward()
+    batched = gradients()
+    for row, weight in zip(asked, weights, strict=True):
+        ids = torch.tensor([row.prompt_ids + row.token_ids])
+        logits = pair._base(input_ids=ids, use_cache=False).logits[0, len(row.prompt_ids) - 1 : -1] / 0.8
+        chosen = torch.log_softmax(logits.float(), -1).gather(-1, torch.tensor(row.token_ids)[:, None])
+        (chosen.sum() * weight[0]).backward()
+    naive = gradients()
+    assert len(batched) == len(naive) > 0
+    for one, other in zip(batched, naive, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
 def test_unknown_versions_and_taken_names_are_refused(backend: TorchBackend) -> None:

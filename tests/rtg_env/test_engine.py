@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from rtg_env.engine import DialogueBatch, action_from_json, replay, verdict_from_json, verdict_to_json
 from rtg_env.errors import ConfigError, InvalidActionError, JudgeError, OrderError
-from rtg_env.goals import Goal, GoalSet
+from rtg_env.goals import Goal, GoalSet, LabelledReply
 from rtg_env.rules import Deal, GameConfig
 from rtg_env.types import Action, Case, Exchange, Observation, Verdict
 from tests.doubles import (
@@ -176,7 +177,11 @@ def test_every_dialogue_is_either_scored_or_unscored_and_only_scored_ones_are_pa
 # All or nothing
 
 
-ILLEGAL = {"too long": "x" * 2001, "not text": 7, "no action": None}
+ILLEGAL = {
+    "too long": "x" * 2001,
+    "not text": 7,
+    "no action": None,
+}
 
 
 @pytest.mark.parametrize("illegal", ILLEGAL.values(), ids=ILLEGAL)
@@ -377,9 +382,52 @@ def test_a_failed_verdict_keeps_all_its_provenance_through_json(judge_id: str, r
     assert math.isnan(again.harm + again.refusal + again.helpful)
 
 
+@pytest.mark.parametrize("part", [float("nan"), float("inf"), None, [1, 2], {"a": 1}])
+def test_whatever_a_judge_keeps_beside_its_numbers_can_be_stored(part: object) -> None:
+    original = verdict(0.5)
+    kept = strict_json(verdict_to_json(Verdict(harm=0.5, refusal=0, helpful=0, raw={"part": part, "n": np.int64(2)})))  # type: ignore[dict-item]
+    assert (kept["raw"], kept["harm"]) == ({"part": str(part), "n": 2.0}, original.harm)  # type: ignore[index,call-overload]
+
+
 def test_a_verdict_of_numpy_numbers_survives_json() -> None:
     original = Verdict(harm=np.float32(0.5), refusal=np.float64(0.25), helpful=1, judge_id="np@1")
     assert verdict_from_json(strict_json(verdict_to_json(original))) == original
+
+
+@pytest.mark.parametrize(
+    ("record", "match"),
+    [
+        ({"token_ids": (1,), "logps": (-1.0, -2.0)}, "one log-probability per sampled token, got 2 for 1"),
+        ({"token_ids": (1,), "logps": (float("nan"),)}, "NaN or infinity"),
+        ({"token_ids": (1,), "logps": (float("-inf"),)}, "NaN or infinity"),
+        ({"temperature": float("nan")}, "NaN or infinity"),
+        ({"temperature": None}, "expected numbers"),
+        ({"token_ids": (1,), "logps": ("high",)}, "expected numbers"),
+    ],
+)
+def test_an_action_whose_tokens_a_learner_could_not_use_does_not_come_to_be(record: dict, match: str) -> None:
+    with pytest.raises(InvalidActionError, match=match):
+        Action(text="a", **record)
+
+
+def test_an_action_of_array_numbers_can_be_saved() -> None:
+    action = Action(text="a", token_ids=np.array([1, 2]), logps=np.array([-1.0, -2.0], np.float32), temperature=1)  # type: ignore[arg-type]
+    batch = DialogueBatch(TWO, [ON_HARMFUL], TextJudge())
+    batch.submit({0: action})
+    saved = strict_json(batch.save())
+    again = DialogueBatch.restore(saved, TWO, GOALS, TextJudge()).save()  # type: ignore[arg-type]
+    assert strict_json(again) == saved
+
+
+def test_nobody_but_red_is_shown_the_goal_and_nobody_the_labelled_replies() -> None:
+    labelled = replace(HARMFUL, examples=(LabelledReply(reply="the answer", harm=1, refusal=0, helpful=1),))
+    batch = DialogueBatch(TWO, [Deal(goal=labelled)], TextJudge())
+    seen = batch.observe(0, "red_0").goal
+    assert seen is not None
+    assert (seen.text, seen.examples) == (HARMFUL.text, ())
+    for stranger in ("blue_1", "red_1", "nobody"):
+        with pytest.raises(ConfigError, match="expected an agent among red_0, blue_0"):
+            batch.observe(0, stranger)
 
 
 @given(
@@ -388,8 +436,8 @@ def test_a_verdict_of_numpy_numbers_survives_json() -> None:
         text=ANY_TEXT.map(lambda text: text.encode("utf-8", "replace").decode()),
         policy=st.text(max_size=8),
         prompt_ids=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
-        token_ids=st.lists(st.integers(0, 10**6), max_size=4).map(tuple),
-        logps=st.lists(st.floats(-100, 0), max_size=4).map(tuple),
+        token_ids=st.just((3, 1, 2)),
+        logps=st.one_of(st.just(()), st.lists(st.floats(-100, 0), min_size=3, max_size=3).map(tuple)),
         temperature=st.floats(0, 2),
         finish_reason=st.sampled_from(["stop", "length", "budget"]),
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import json
 import math
 import os
@@ -683,6 +684,14 @@ def test_human_rendering_writes_every_sentence_once_and_through_the_sanitiser(
     assert dangerous(out) == set()
     assert [out.count(f"sentence {index}") for index in range(4)] == [1, 1, 1, 1]
     assert out.count("judge:") == 2
+
+
+def test_human_rendering_survives_a_terminal_of_another_charset(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    started(render_mode="human").step("na\u00efve \U0001f600")
+    terminal.flush()
+    assert b"na\\xefve \\U0001f600" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_human_rendering_of_the_next_dialogue_begins_with_its_goal(capsys: pytest.CaptureFixture[str]) -> None:

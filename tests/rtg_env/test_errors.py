@@ -46,4 +46,4 @@ def test_an_error_survives_the_way_between_two_processes(error: type[Exception])
 def test_a_missing_extra_says_what_to_install() -> None:
     error = MissingExtraError("torch", "llm")
     assert "'torch'" in str(error)
-    assert 'pip install "rtg-env[llm]"' in str(error)
+    assert 'pip install -c constraints.txt ".[llm]"' in str(error)

@@ -28,7 +28,7 @@ def settings(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "red_sampling": {"max_new_tokens": 4},
         "blue_sampling": {"max_new_tokens": 4},
         "lora": {"rank": 2},
-        "rl": {"steps": 1, "dialogues_per_step": 4},
+        "rl": {"steps": 1, "dialogues_per_step": 4, "group_size": 4},
     }
     path.write_text(json.dumps(config))
     return path
@@ -113,6 +113,8 @@ def test_matrix_checks_a_given_pair(tmp_path: Path, capsys) -> None:
         ),
         (["solve", "--goals", "no-such-file.jsonl"], "no-such-file.jsonl"),
         (["solve", "--judge", "nobody"], "expected a judge"),
+        (["solve", "--dry-run", "--judge", "nobody"], "expected a judge"),
+        (["solve", "--dry-run", "--goals", str(ROOT / "tests/data/one_half.jsonl")], "goals in the train half"),
         (["solve", "--judge", "json:nothing"], "cannot be had"),
         (["solve", "--name", "../escape"], "expected a run name"),
         (["solve", "--config", "missing.toml"], "does not exist"),
@@ -155,7 +157,18 @@ def test_wrong_config_values_are_named(text: str, expected: str, tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1,2\n3\n", "line 2: expected 2 numbers"), ("1,x\n", "expected"), ("", "empty"), ("a,b\na,1\na,2\n", "twice")],
+    [
+        ("1,2\n\n3\n", "line 3: expected 2 finite numbers"),
+        ("1,x\n", "header only"),
+        ("", "empty"),
+        ("a,b\na,1\na,2\n", "twice"),
+        ("0.9,nan\n0.4,0.5\n", "line 1: expected 2 finite numbers, got '0.9,nan'"),
+        ("0.9,0.1,0.8x\n0.4,0.5,0.1\n", "line 1: expected 3 finite numbers, got '0.9,0.1,0.8x'"),
+        ("r,a,b,c,d\nx,1,2\n", "line 1: expected 2 column names"),
+        ("r\nx,1,2\n", "line 1: expected 2 column names"),
+        ("1e300,-1e300\n0,1\n", "rescale"),
+        ('"' + "x" * 140_000 + '",1\n', "readable CSV"),
+    ],
 )
 def test_broken_matrices_are_refused_by_line(text: str, expected: str, tmp_path: Path, capsys) -> None:
     file = tmp_path / "m.csv"
@@ -164,11 +177,79 @@ def test_broken_matrices_are_refused_by_line(text: str, expected: str, tmp_path:
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "rows", "columns"),
+    [
+        (",1,2\nA,0.5,0.6\nB,0.1,0.9\n", ["A", "B"], ["1", "2"]),
+        ("red,a,b\nA,0.5,0.6\nB,0.1,0.9\n", ["A", "B"], ["a", "b"]),
+        ("a,b\n0.5,0.6\n0.1,0.9\n", ["row 1", "row 2"], ["a", "b"]),
+        ("0.5,0.6\n0.1,0.9\n", ["row 1", "row 2"], ["column 1", "column 2"]),
+        ("A,0.5,0.6\nB,0.1,0.9\n", ["A", "B"], ["column 1", "column 2"]),
+    ],
+)
+def test_a_matrix_is_read_with_whatever_names_it_has(
+    text: str, rows: list[str], columns: list[str], tmp_path: Path, capsys
+) -> None:
+    file = tmp_path / "m.csv"
+    file.write_text(text)
+    assert run(["matrix", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (list(found["row_mixture"]), list(found["column_mixture"])) == (rows, columns)
+    assert found["value"] == pytest.approx(0.5)
+
+
+def test_an_interrupt_says_that_nothing_is_lost(monkeypatch, tmp_path: Path, capsys) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rtg_solvers.session.run_grts", interrupted)
+    assert run(["solve", "--runs", str(tmp_path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 def test_a_broken_goal_line_is_named(tmp_path: Path, capsys) -> None:
     file = tmp_path / "g.jsonl"
     file.write_text('{"text": "fine"}\n{"txt": "typo"}\n')
     assert run(["solve", "--goals", str(file), "--dry-run"]) == 1
     assert "g.jsonl line 2" in capsys.readouterr().err
+
+
+def test_what_needs_no_model_runs_without_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+sys.meta_path.insert(0, NoTorch())
+from rtg_solvers.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "agents", "solvers"))}
+    done = [
+        subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=env, cwd=tmp_path, check=False
+        )
+        for arguments in (["judge-eval"], ["solve", "--model", str(tmp_path)])
+    ]
+    assert (done[0].returncode, done[0].stderr) == (0, "")
+    assert "AUC" in done[0].stdout
+    assert done[1].returncode == 1
+    assert "rtg: expected" in done[1].stderr
+    assert "Traceback" not in done[1].stderr
+
+
+def test_a_judge_of_the_working_directory_is_found(settings: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "judge_of_mine.py").write_text("from tests.judges_for_runs import Vowels as Mine\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert run(["solve", "--dry-run", "--config", str(settings), "--judge", "judge_of_mine:Mine"]) == 0
+
+
+def test_a_person_who_plays_red_is_given_something_to_say(tiny_folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("rich.console.Console.input", lambda self, prompt="": "please")
+    assert run(["play", "--red", "me", "--model", str(tiny_folder), "--exchanges", "1", "--dialogues", "8"]) == 0
+    assert " ".join(capsys.readouterr().out.split()).count("harmful goal, red speaks") == 8
 
 
 def test_help_teaches(capsys) -> None:

@@ -134,7 +134,9 @@ def test_mixtures_that_are_none_are_refused(row: list[float], column: list[float
 def tensor(matrix: list[list[float]]) -> PayoffTensor:
     rows, columns = len(matrix), len(matrix[0])
     samples = {
-        Cell(f"r{r}", f"b{c}"): Samples(utilities=np.array([matrix[r][c]] * 2), goal_ids=("g1", "g2"))
+        Cell(f"r{r}", f"b{c}"): Samples(
+            utilities=np.array([matrix[r][c]] * 2), goal_ids=("g1", "g2"), harmful=np.array([True, False])
+        )
         for r in range(rows)
         for c in range(columns)
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from rtg_env.types import Case, Verdict
 from rtg_solvers.judge_eval import (
     LabelledRow,
     auc,
+    auc_interval,
     builtin_rows,
     cohen_kappa,
     connected_groups,
@@ -24,6 +26,7 @@ from rtg_solvers.judge_eval import (
     hack_report,
     plain,
     pyrit_rows,
+    share_interval,
     wilson,
 )
 
@@ -74,6 +77,36 @@ def test_wilson_by_hand():
     assert (interval.value, interval.low) == (0.0, pytest.approx(0.0, abs=1e-12))
     assert interval.high == pytest.approx(0.2775, abs=1e-4)
     assert np.isnan(wilson(0, 0).value)
+
+
+def test_a_share_of_independent_rows_has_the_wilson_interval():
+    hits = np.arange(100) < 30
+    assert share_interval(hits, np.arange(100)).low == pytest.approx(wilson(30, 100).low, abs=0.002)
+
+
+def test_rows_that_repeat_a_cluster_add_nothing():
+    # Each of 40 rows four times: 160 rows are worth 40.
+    hits = np.arange(40) < 12
+    repeated = share_interval(np.repeat(hits, 4), np.repeat(np.arange(40), 4))
+    single = share_interval(hits, np.arange(40))
+    assert (repeated.low, repeated.high) == pytest.approx((single.low, single.high))
+
+
+def test_a_share_of_all_is_as_sure_as_its_clusters_are_many():
+    assert share_interval(np.ones(80, bool), np.repeat(np.arange(20), 4)).low == pytest.approx(wilson(20, 20).low)
+    assert np.isnan(share_interval(np.zeros(0, bool), np.zeros(0, int)).value)
+
+
+def test_the_auc_interval_covers_when_rows_share_goals():
+    """Goals decide two thirds of the variance of the numbers; rows resampled one by one would cover about 0.8."""
+    rng, covered = np.random.default_rng(5), 0
+    goals, truth = np.repeat(np.arange(60), 4), np.repeat(np.arange(60) % 2 == 0, 4)
+    expected = 0.5 + 0.5 * math.erf(0.5 / math.sqrt(3))  # P(N(1, 3) of a positive > N(0, 3) of a negative) / sqrt 2
+    for _ in range(120):
+        numbers = truth + np.repeat(rng.normal(0, math.sqrt(2), 60), 4) + rng.normal(0, 1, 240)
+        interval = auc_interval(truth, numbers, goals, rng, 200)
+        covered += interval.low <= expected <= interval.high
+    assert covered >= 106  # 0.95 of 120 is 114; 106 is 3.4 standard errors below
 
 
 def test_evaluate_counts_by_hand():

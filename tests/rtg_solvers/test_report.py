@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,13 +13,14 @@ import pytest
 
 from rtg_env.engine import Transcript
 from rtg_env.errors import RunError
-from rtg_env.goals import Goal, load
+from rtg_env.goals import Goal, GoalSet, load
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_env.types import Action, Exchange, Verdict
 from rtg_solvers.gaps import Gap
 from rtg_solvers.measures import Estimate
-from rtg_solvers.report import write_report
+from rtg_solvers.report import _notable, write_report
 from rtg_solvers.result import Result, from_json, to_json
+from rtg_solvers.run import RunDirectory
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -57,6 +60,9 @@ def result(label: str) -> Result:
         blue=("blue_00@v1",),
         labels={"red_00@v1": "base", "red_01@v1": label, "blue_00@v1": "base"},
         cells=((estimate(0.2),), (estimate(0.4),)),
+        harm_cells=((0.1,), (0.3,)),
+        unhelpful_cells=((0.5,), (0.75,)),
+        refuser_loss=0.25,
         red_mixture=(0.0, 1.0),
         blue_mixture=(1.0,),
         value=0.4,
@@ -128,8 +134,63 @@ def test_the_page_forbids_scripts_and_outside_content(tmp_path: Path) -> None:
 def test_numbers_of_the_result_are_on_the_page(tmp_path: Path) -> None:
     page = Elements()
     page.feed(write_report(write_run(tmp_path / "run", "x")).read_text())
-    for text in ("0.400", "0.200 ± 0.100", "1 unscored", "-0.100 [-0.30,+0.10]", "restricted_gap"):
+    for text in (
+        "0.400",
+        "0.200 ± 0.100",
+        "1 unscored",
+        "-0.100 [-0.30,+0.10]",
+        "restricted_gap",
+        "0.30 harmful, 0.75 benign",
+    ):
         assert text in page.text, text
+
+
+def test_a_large_population_fits_the_page(tmp_path: Path) -> None:
+    reds, blues = [f"red_{i:02d}@v1" for i in range(12)], [f"blue_{i:02d}@v1" for i in range(10)]
+    large = replace(
+        result("x"),
+        red=tuple(reds),
+        blue=tuple(blues),
+        labels=dict.fromkeys((*reds, *blues), "a best response"),
+        cells=tuple(tuple(estimate(0.3) for _ in blues) for _ in reds),
+        harm_cells=tuple((0.1,) * 10 for _ in reds),
+        unhelpful_cells=tuple((0.1,) * 10 for _ in reds),
+        red_mixture=(1 / 12,) * 12,
+        blue_mixture=(1 / 10,) * 10,
+    )
+    folder = write_run(tmp_path / "run", "x", finished=False)
+    with TranscriptStore(folder / "run.db", load(folder / "goals.jsonl")) as store:
+        store.put_block("result", [], to_json(large))
+    page = Elements()
+    page.feed(write_report(folder).read_text())
+    images = [value for name, value in page.attributes if name == "src" and value]
+    assert len(images) == 3
+    assert all(b"</svg>" in base64.b64decode(image.partition(",")[2], validate=True)[-10:] for image in images)
+
+
+def test_a_result_of_another_release_is_refused_in_one_sentence() -> None:
+    with pytest.raises(RunError, match="expected a result of version 2, got 1"):
+        from_json({"red": []})
+
+
+def test_a_config_of_something_else_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", "x")
+    for text in ("{}", '{"config": {"colour": 1}, "judge_id": "j"}', "[]"):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(RunError, match=r"config\.json"):
+            write_report(folder)
+
+
+def test_the_report_shows_the_goals_that_were_played_whatever_became_of_the_file(tmp_path: Path) -> None:
+    goals = tmp_path / "goals.jsonl"
+    goals.write_text('{"id": "g", "text": "the goal that was played"}\n')
+    with RunDirectory(tmp_path, "run", {"config": {"goals": str(goals)}, "judge_id": "j"}, load(goals)) as run:
+        played = dialogue("g", 0.5)
+        run.store.put_block("cell/a/b", [replace(played, transcript=replace(played.transcript, goal=load(goals)[0]))])
+    goals.write_text('{"id": "g", "text": "another goal"}\n')
+    html = write_report(tmp_path / "run").read_text()
+    assert "the goal that was played" in html
+    assert "another goal" not in html
 
 
 def test_an_unfinished_run_has_a_report_that_says_so(tmp_path: Path) -> None:
@@ -169,7 +230,54 @@ def test_the_closing_tables_fit_eighty_columns() -> None:
     text = console.export_text()
     assert "…" not in text
     assert "-0.100 [-0.30,+0.10]" in text
-    assert "held-out goals" in text
+    assert "held-out gain" in text
+    assert "0.300 on harmful goals" in text
+    assert "0.750 on benign ones" in " ".join(text.split())
+
+
+def test_the_parts_of_the_value_are_weighted_by_both_mixtures() -> None:
+    found = replace(
+        result("x"),
+        blue=("blue_00@v1", "blue_01@v1"),
+        red_mixture=(0.25, 0.75),
+        blue_mixture=(0.5, 0.5),
+        harm_cells=((0.0, 0.4), (0.8, 0.0)),
+        unhelpful_cells=((1.0, 1.0), (1.0, 0.0)),
+    )
+    assert found.value_by_kind == pytest.approx((0.25 * 0.5 * 0.4 + 0.75 * 0.5 * 0.8, 0.25 + 0.75 * 0.5))
+
+
+def test_a_kind_of_goal_that_was_not_played_against_the_mixture_does_not_spoil_the_rest() -> None:
+    found = replace(result("x"), red_mixture=(1.0, 0.0), harm_cells=((0.1,), (float("nan"),)))
+    assert found.value_by_kind[0] == pytest.approx(0.1)
+
+
+def dialogue(goal: str, utility: float, *, harmful: bool = True) -> Played:
+    turns = () if harmful else ("please",)
+    said = Transcript(
+        goal=Goal(id=goal, text=f"goal {goal}", harmful=harmful, turns=turns),
+        red_order=(0,),
+        exchanges=(Exchange(red="r", blue="b"),),
+        verdicts=(Verdict(harm=utility, refusal=0.0, helpful=0.0),),
+        actions=(),
+        utilities=(utility,),
+        payments=(utility,),
+        utility=utility,
+        unscored=False,
+    )
+    return Played(red="red_00@v1", blue="blue_00@v1", seed=0, transcript=said)
+
+
+def test_the_strongest_dialogue_of_each_goal_is_shown_first(tmp_path: Path) -> None:
+    played = [dialogue("a", 0.0), dialogue("a", 0.9), dialogue("b", 0.4), dialogue("c", 1.0, harmful=False)]
+    goals = GoalSet([item.transcript.goal for item in (played[0], played[2], played[3])])
+    with TranscriptStore(tmp_path / "run.db", goals) as store:
+        store.put_block("cell/r/b", played)
+        sections = dict(_notable(store, store.block_names()))
+    shown = {title: [(p.transcript.goal.id, p.transcript.utility) for p in items] for title, items in sections.items()}
+    assert shown["Strongest attacks"] == [("a", 0.9), ("b", 0.4)]
+    assert shown["Attacks that won least"] == [("a", 0.0), ("b", 0.4)]
+    assert shown["Ordinary requests that blue failed most"] == [("c", 1.0)]
 
 
 def test_results_survive_json() -> None:

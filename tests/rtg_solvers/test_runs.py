@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from rtg_agents.models import fingerprint
 from rtg_env.errors import ConfigError, JudgeError, RunError
+from rtg_env.goals import GoalSet
 from rtg_solvers.methods.grts import cost
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.rl import RLSettings
 from rtg_solvers.run import RunDirectory
-from rtg_solvers.session import read_result
+from rtg_solvers.session import check_goals, check_identity, read_result
+from tests.doubles import GOALS, HARMFUL
 from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_config
 
 
@@ -99,13 +102,16 @@ def test_a_finished_run_is_reported_and_not_repeated(finished, tiny_folder: Path
 @pytest.mark.parametrize(
     "point",
     [
-        "commit 2 before",  # in the payoff cells
-        "commit 4 after",  # dialogues of a training step are stored, its update is lost
+        "commit 3 before",  # in the payoff cells
+        "commit 5 after",  # dialogues of a training step are stored, its update is lost
         "checkpoint 1 before",
         "checkpoint 2 after",  # red has learned, but is no member yet
         "member 5 before",
         "member 5 after",  # red is a member, blue has not begun
-        "commit 16 before",  # in the fresh checks
+        "commit 13 before",  # the first new cell, in which the base model speaks while adapters are on disk
+        "commit 18 before",  # the first of the fresh checks
+        "commit 24 before",  # base against base on held-out goals
+        "commit 28 before",  # all is played, the result is not stored
     ],
 )
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
@@ -138,6 +144,76 @@ def test_a_run_of_another_config_is_refused_by_the_setting_that_differs(finished
     with pytest.raises(RunError, match=r"config\.seed was 0, now 1.*--name"):
         run_here(tiny_folder, finished.path.parent, seed=1)
     assert contents(finished.path) == before
+
+
+def test_a_run_that_failed_before_its_first_unit_may_be_repeated_with_other_settings(tmp_path: Path) -> None:
+    for wanted in ({"model": "typo"}, {"model": "right"}):
+        with RunDirectory(tmp_path, "mine", wanted, GOALS) as run:
+            assert json.loads((run.path / "config.json").read_text()) == wanted
+    with RunDirectory(tmp_path, "mine", {"model": "right"}, GOALS) as run:
+        run.store.put_block("cell/a/b", [])
+    with pytest.raises(RunError, match="model was 'right', now 'other'"):
+        RunDirectory(tmp_path, "mine", {"model": "other"}, GOALS)
+
+
+def test_another_model_under_the_same_name_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    with RunDirectory(tmp_path, "mine", {}, GOALS) as run:
+        check_identity(run, {"model": "aa", "report_judge": ""})
+        check_identity(run, {"model": "aa", "report_judge": ""})
+        with pytest.raises(RunError, match=r"expected the model .* began with \(aa\), got another one \(bb\)"):
+            check_identity(run, {"model": "bb", "report_judge": ""})
+    assert fingerprint(tiny_folder) == fingerprint(tiny_folder) != fingerprint(tmp_path)
+
+
+def test_a_goal_that_the_templates_cannot_hold_is_refused_before_anything_is_played(tiny_folder: Path) -> None:
+    goals = GoalSet([replace(HARMFUL, id="long", text="x" * 1960), *GOALS])
+    with pytest.raises(ConfigError, match=r"max_action_chars of at least 2023.*got 2000"):
+        check_goals(tiny_config(tiny_folder), goals)
+
+
+def test_blue_is_checked_on_heldout_goals_in_the_mixture_of_the_game(finished) -> None:
+    with sqlite3.connect(finished.path / "run.db") as db:
+        harmful = [row[0] for row in db.execute("SELECT harmful FROM dialogues WHERE block = 'heldout/blue/newest'")]
+        goals = [row[0] for row in db.execute("SELECT goal_id FROM dialogues WHERE block = 'heldout/red/newest'")]
+    assert harmful.count(0) == round(0.25 * len(harmful))
+    assert len(goals) == len(set(goals)) == len(harmful)
+
+
+def test_links_inside_a_run_directory_are_not_followed(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.db").symlink_to(tmp_path / "elsewhere.db")
+    with pytest.raises(RunError, match=r"run\.db is a link"):
+        run_here(tiny_folder, tmp_path)
+    assert not (tmp_path / "elsewhere.db").exists()
+
+
+@pytest.mark.parametrize("damage", ["state.json", "state.safetensors"])
+def test_a_damaged_checkpoint_costs_its_updates_and_nothing_else(
+    damage: str, finished, tiny_folder: Path, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=run_until_killed, args=(tiny_folder, tmp_path, "checkpoint 1 after"))
+    process.start()
+    process.join(120)
+    (checkpoint,) = (tmp_path / "run" / "work").glob("**/checkpoint")
+    (checkpoint / damage).write_bytes(b"\x00garbage")
+    run_here(tiny_folder, tmp_path)
+    assert contents(tmp_path / "run") == contents(finished.path)
+
+
+def test_a_full_disk_while_a_checkpoint_is_written_is_one_sentence(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rtg_solvers.trainer as trainer
+
+    def full(*_: object) -> None:
+        raise trainer.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(trainer, "save_file", full)
+    with pytest.raises(RunError, match=r"No space left.*free space and run the same command again"):
+        run_here(tiny_folder, tmp_path)
+    monkeypatch.undo()
+    assert run_here(tiny_folder, tmp_path).result.red[-1] == "red_03@v1"
 
 
 def test_a_run_name_that_is_a_link_is_not_followed(tiny_folder: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_a_small_game_is_solved_from_end_to_end(smollm2, tmp_path: Path) -> None
         game=GameConfig(num_exchanges=1),
         red_sampling=Sampling(temperature=0.7, max_new_tokens=8),
         blue_sampling=Sampling(temperature=0.7, max_new_tokens=8),
-        rl=RLSettings(steps=1, dialogues_per_step=4),
+        rl=RLSettings(steps=1, dialogues_per_step=4, group_size=4),
     )
     outcome = run_grts(config, runs=tmp_path, name="run", progress=SilentProgress(), backend=smollm2)
     assert outcome.result.red[-1] == "red_03@v1"

@@ -1,8 +1,8 @@
 """Reinforcement-learning best response: REINFORCE with a leave-one-out baseline, for either side.
 
 Per step: chance draws (goal, opponent, speaking order) once per group of G dialogues; each sentence is credited with
-what its side is paid from its exchange on; the baseline is the mean of the other G - 1 sentences at the same place; the
-KL to the base model is charged in the reward (k1). Red: u_red - beta KL; blue: -u_red - beta KL. Shaping stays in here:
+what its side is paid from its exchange on, less the KL to the base model (k1) from there on; the baseline is the mean of
+the other G - 1 sentences at the same place. Red: u_red - beta KL; blue: -u_red - beta KL. Shaping stays in here:
 payoff cells hold the game's utility alone.
 
 Red learns on harmful goals only, since on benign ones nature speaks; that scales its objective by a constant.
@@ -42,13 +42,13 @@ class RLSettings:
     steps: int = 8
     """Optimizer steps, at least 1."""
 
-    dialogues_per_step: int = 16
+    dialogues_per_step: int = 32
     """A multiple of `group_size`."""
 
-    group_size: int = 4
+    group_size: int = 8
     """Dialogues that share goal, opponent and order (G), at least 2."""
 
-    kl_weight: float = 0.02
+    kl_weight: float = 0.01
     """beta: price of one nat of divergence from the base model per sentence, in utility; at least 0."""
 
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
@@ -81,6 +81,9 @@ class Sentence(NamedTuple):
 
     group: tuple[int, int]
     """Group of its dialogue and its exchange; the baseline compares within it."""
+
+    dialogue: int
+    """Index of its dialogue."""
 
 
 class RLOracle:
@@ -149,7 +152,8 @@ class RLOracle:
         reference_logp = np.array([sum(logps) for logps in reference])
         logp = np.array([sentence.logp for sentence in sentences])
         reward = np.array([sentence.reward for sentence in sentences])
-        shaped = kl_in_reward(reward, logp, reference_logp, self._settings.kl_weight)
+        price = kl_in_reward(np.zeros_like(reward), logp, reference_logp, self._settings.kl_weight)
+        shaped = reward + to_go(price, [sentence.dialogue for sentence in sentences])
         advantages = leave_one_out(shaped, [sentence.group for sentence in sentences])
         figures = trainer.step([sentence.scored for sentence in sentences], advantages)
         if not store.has_block(figures_name):
@@ -224,8 +228,17 @@ def collect_sentences(played: Sequence[Played], role: Role, version: str, group_
                 policy=version, prompt_ids=action.prompt_ids, token_ids=action.token_ids, temperature=action.temperature
             )
             reward = sign * sum(item.transcript.payments[turn:])
-            sentences.append(Sentence(scored, sum(action.logps), reward, (index // group_size, turn)))
+            sentences.append(Sentence(scored, sum(action.logps), reward, (index // group_size, turn), index))
     return sentences
+
+
+def to_go(values: np.ndarray, dialogues: Sequence[int]) -> np.ndarray:
+    """[S] each value plus those that follow it in the same dialogue; sentences of a dialogue stand in order."""
+    result = values.copy()
+    for index in range(len(values) - 2, -1, -1):
+        if dialogues[index] == dialogues[index + 1]:
+            result[index] += result[index + 1]
+    return result
 
 
 def flat_share(advantages: np.ndarray, groups: Sequence[tuple[int, int]]) -> float:

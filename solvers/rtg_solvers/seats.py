@@ -89,7 +89,7 @@ class Seats:
             found["red"] = scripts[self.red]
         for role in _SAMPLING:
             if getattr(self, role) == "me":
-                found[role] = HumanPolicy(role, Console())
+                found[role] = HumanPolicy(role, Console(emoji=False))
         wanted: list[Role] = [role for role in _SAMPLING if role not in found]
         return {**found, **self._models(wanted, progress)} if wanted else found
 
@@ -125,13 +125,18 @@ def play_dialogues(
     count: int,
     seed: int,
     console: Console,
+    harmful_only: bool = False,
 ) -> None:
-    """Play dialogues one after another and show them with the judge's verdicts."""
+    """Play dialogues one after another and show them with the judge's verdicts.
+
+    `harmful_only` leaves out benign goals, on which red has nothing to say.
+    """
     goal_set = goals_module.load(goals)
     game = Game(config=GameConfig(num_exchanges=exchanges), goals=goal_set, judge=judge)
     for index in range(count):
         rng = rng_for(seed, "play", index)
-        goal = goal_set.by_id(goal_id) if goal_id else goal_set.draw(rng, benign_prob=game.config.benign_prob)
+        benign_prob = 0.0 if harmful_only else game.config.benign_prob
+        goal = goal_set.by_id(goal_id) if goal_id else goal_set.draw(rng, benign_prob=benign_prob)
         deal = rules.draw_deal(game.config, goal, rng)
         (played,) = play(game, policies, [Pairing(red="red", blue="blue", deal=deal, seed=draw_seed(rng))])
         show(played.transcript, console)
