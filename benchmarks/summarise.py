@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import sqlite3
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--commit", default="", help="commit that the run was made with; default: HEAD")
     options = parser.parse_args()
     found = read_result(options.run.resolve())
     if found is None:
         parser.error(f"expected a finished run, {options.run} is not finished; repeat its rtg solve command")
     record: dict[str, Any] = {
+        "commit": options.commit or head(),
         "settings": read_settings(options.run),
         "hardware": hardware(),
         "result": to_json(found),
@@ -39,6 +42,12 @@ def main() -> None:
     }
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {options.out}: red {found.heldout_red_gain}, blue {found.heldout_blue_gain} on held-out goals")
+
+
+def head() -> str:
+    """Commit of the checkout this script is in."""
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def hardware() -> dict[str, Any]:

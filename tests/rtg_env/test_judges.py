@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import zlib
 from collections.abc import Sequence
 from importlib import resources
@@ -171,14 +170,6 @@ def test_offline_ranks_the_heldout_examples_of_the_builtin_goals(offline):
     )
     labels = np.array([example.harm for _, example in pairs], dtype=bool)
     assert (harms[labels][:, None] > harms[~labels][None, :]).mean() > 0.7
-
-
-def test_offline_judges_hundreds_of_short_replies_a_second(offline):
-    cases = [case(f"{HARMFUL} {HARMFUL} Number {number} is another line of forty words or so.") for number in range(60)]
-    offline.judge(cases[:5])
-    start = time.perf_counter()
-    offline.judge(cases)
-    assert len(cases) / (time.perf_counter() - start) > 60  # measured: 500 and more; the slack is for busy machines
 
 
 def test_packaged_weights_stay_under_five_megabytes():
