@@ -1,7 +1,8 @@
 """rtg_env: red teaming as a game. What happens: rules, goals, judges, pay, transcripts, environment views."""
 
 from rtg_env import errors, goals, judges
-from rtg_env.engine import DialogueBatch, Transcript, Turn, replay
+from rtg_env.dialogue import Transcript
+from rtg_env.engine import DialogueBatch, Turn, replay, rescore
 from rtg_env.env import env, parallel_env, raw_env
 from rtg_env.goals import Goal, GoalSet
 from rtg_env.registration import register_environments
@@ -30,6 +31,7 @@ __all__ = [
     "raw_env",
     "register_environments",
     "replay",
+    "rescore",
 ]
 
 __version__ = "0.1.0"

@@ -10,15 +10,19 @@
 Rewards come after each of blue's answers and are zero-sum between the teams.
 
 Observations are dicts: everybody sees `messages` (a tuple of {"role", "content"}; the user is red or nature) and
-`turn`; red also sees its `goal`, blue its `system_prompt`. Infos hold `unscored` (a judge failed; rewards of this
-dialogue mean nothing, discard it), and red's also `goal_id` and `harmful`.
+`turn`; red also sees its `goal` and its own earlier `reasoning`, blue its `system_prompt`. Infos hold `unscored` (a
+judge failed; rewards of this dialogue mean nothing, discard it), and red's also `goal_id` and `harmful`.
 
 Version history: v0, first rules.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final, cast
 
 import numpy as np
@@ -30,14 +34,15 @@ from pettingzoo.utils.env import AECIterable
 
 from rtg_env import goals as goals_module
 from rtg_env import rewards, rules
-from rtg_env.engine import DialogueBatch, Transcript
+from rtg_env.dialogue import SCHEMA_VERSION, Dialogue, Transcript
+from rtg_env.engine import check_schema
 from rtg_env.errors import ConfigError, InvalidActionError, OrderError
 from rtg_env.goals import MAX_GOAL_CHARS, Goal, GoalSet
-from rtg_env.judges.base import Judge
+from rtg_env.judges.base import Judge, judge_safely
 from rtg_env.rules import GameConfig
 from rtg_env.spaces import UnicodeText, messages_space
 from rtg_env.text import for_terminal
-from rtg_env.types import BLUE_AGENT, Action, Observation, role_of
+from rtg_env.types import BLUE_AGENT, MAX_REASONING_CHARS, Action, Observation, as_chat
 
 _RENDER_MODES: Final = ("human", "ansi")
 
@@ -85,7 +90,10 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         self.agents: list[str] = []
         self._observation_spaces = {agent: _observation_space(self.config, agent) for agent in self.possible_agents}
         self._action_spaces = {agent: UnicodeText(self.config.max_action_chars) for agent in self.possible_agents}
-        self._batch: DialogueBatch | None = None
+        self._zeros = dict.fromkeys(self.possible_agents, 0.0)
+        self._ongoing = dict.fromkeys(self.possible_agents, False)
+        self._dialogue: Dialogue | None = None
+        self._private: dict[str, dict[str, str]] = {}
         self._rng: np.random.Generator | None = None
         self._rendered = 0
 
@@ -110,16 +118,17 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         if seed is not None or self._rng is None:
             self._rng, _ = seeding.np_random(seed)
         deal = rules.draw_deal(self.config, self._draw_goal(options or {}, self._rng), self._rng)
-        self._batch = DialogueBatch(self.config, [deal], self.judge)
-        self._rendered = 0
+        dialogue = Dialogue.start(self.config, deal)
+        self._sit_down(dialogue)
         self.agents = list(self.possible_agents)
-        self.rewards = dict.fromkeys(self.agents, 0.0)
-        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
-        self.terminations = dict.fromkeys(self.agents, False)
-        self.truncations = dict.fromkeys(self.agents, False)
-        self.infos = {agent: self._info(agent) for agent in self.agents}
-        self.agent_selection = cast("str", self._batch.to_move(0))
-        self._render_new()
+        self.rewards = self._zeros.copy()
+        self._cumulative_rewards = self._zeros.copy()
+        self.terminations = self._ongoing.copy()
+        self.truncations = self._ongoing.copy()
+        self.infos = self._new_infos(deal.goal, unscored=False)
+        self.agent_selection = cast("str", dialogue.mover)
+        if self.render_mode == "human":
+            self._render_new()
 
     def step(self, action: str | Action | None) -> None:
         """Let the selected agent speak.
@@ -131,27 +140,33 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             OrderError: Before `reset`, or after the last agent has left.
             InvalidActionError: If the action is not text or too long; nothing has happened then.
         """
-        batch = self._occupied()
+        dialogue = self._dialogue
+        if dialogue is None or not self.agents:
+            raise self._not_ready()
         agent = self.agent_selection
         if self.terminations[agent]:
             if action is not None:
                 raise InvalidActionError(
                     f"action of {agent} must be None, its dialogue is over; got {type(action).__name__}"
                 )
-            self._was_dead_step(None)
+            self._leave(agent)
             return
         if action is None:
             raise InvalidActionError(f"action must be text, got None, but the dialogue of {agent} goes on; pass a str")
-        batch.submit({0: action})
+        after = rules.apply(self.config, dialogue.state, action)
+        cases = dialogue.cases(after)
+        verdicts = judge_safely(self.judge, cases) if cases else ()
+        dialogue.advance(action, after, verdicts)
         self._cumulative_rewards[agent] = 0.0
-        self._pay(answered=agent == BLUE_AGENT)
-        after = batch.to_move(0)
-        if after is None:
+        if not verdicts or not self._pay(dialogue):
+            self.rewards = self._zeros.copy()
+        if dialogue.mover is None:
             self.terminations = dict.fromkeys(self.agents, True)
             self.agent_selection = self.agents[0]
         else:
-            self.agent_selection = after
-        self._render_new()
+            self.agent_selection = dialogue.mover
+        if self.render_mode == "human":
+            self._render_new()
 
     def last(self, observe: bool = True) -> tuple[dict[str, Any] | None, float, bool, bool, dict[str, Any]]:
         """Observation, reward since its last turn, termination, truncation and info of the selected agent.
@@ -159,8 +174,16 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         Raises:
             OrderError: Before `reset`, or after the last agent has left.
         """
-        self._occupied()
-        return super().last(observe)
+        if not self.agents:
+            raise self._not_ready()
+        agent = self.agent_selection
+        return (
+            self.observe(agent) if observe else None,
+            self._cumulative_rewards[agent],
+            self.terminations[agent],
+            self.truncations[agent],
+            self.infos[agent],
+        )
 
     def agent_iter(self, max_iter: int = 2**63) -> AECIterable[str, dict[str, Any], str | Action | None]:
         """The selected agents, one after another; call `step` once for each.
@@ -172,8 +195,19 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         return super().agent_iter(max_iter)
 
     def observe(self, agent: str) -> dict[str, Any]:
-        """What this agent sees now."""
-        return observation_dict(self._dealt().observe(0, agent))
+        """What this agent sees now.
+
+        Raises:
+            ConfigError: If there is no such agent.
+        """
+        state = self._dealt().state
+        private = self._private.get(agent)
+        if private is None:
+            raise ConfigError(f"expected an agent among {', '.join(self.possible_agents)}, got {agent!r}")
+        seen = {"messages": as_chat(state.exchanges, state.pending), "turn": len(state.exchanges), **private}
+        if agent != BLUE_AGENT:
+            seen["reasoning"] = state.reasoning
+        return seen
 
     def render(self) -> str | None:
         """The dialogue so far, safe for a terminal; None (and nothing new is written) in human mode."""
@@ -186,24 +220,69 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
 
     def transcript(self) -> Transcript:
         """The dialogue with verdicts and pay, as far as it was played."""
-        return self._dealt().transcript(0)
+        return self._dealt().transcript()
 
-    def save(self) -> dict[str, object]:
-        """The dialogue as JSON (the engine's format)."""
-        return self._dealt().save()
+    def get_state(self) -> dict[str, Any]:
+        """The environment at this moment as JSON: dialogue, rewards, generator; goals by id, the judge not included.
 
-    def _dealt(self) -> DialogueBatch:
-        if self._batch is None:
-            raise OrderError(
+        Raises:
+            OrderError: Before `reset`.
+        """
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "config": asdict(self.config),
+            "dialogue": self._dealt().save(),
+            "generator": cast("np.random.Generator", self._rng).bit_generator.state,
+            "agents": list(self.agents),
+            "agent_selection": self.agent_selection,
+            "rewards": dict(self.rewards),
+            "cumulative_rewards": dict(self._cumulative_rewards),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state that `get_state` has returned, here or in another process.
+
+        Raises:
+            ConfigError: If another release saved it, for another game, or its goal is not among the goals.
+        """
+        check_schema(state)
+        if _as_json(state.get("config")) != _as_json(asdict(self.config)):
+            raise ConfigError(f"expected a state of the game {self.config}, got one of {state.get('config')}")
+        dialogue = Dialogue.restore(state["dialogue"], self.config, {goal.id: goal for goal in self.goals})
+        rng = np.random.default_rng()
+        rng.bit_generator.state = state["generator"]
+        self._sit_down(dialogue)
+        self._rng = rng
+        self.agents = list(state["agents"])
+        self.agent_selection = state["agent_selection"]
+        self.rewards = dict(state["rewards"])
+        self._cumulative_rewards = dict(state["cumulative_rewards"])
+        self.terminations = dict.fromkeys(self.agents, dialogue.mover is None)
+        self.truncations = dict.fromkeys(self.agents, False)
+        self.infos = self._new_infos(dialogue.state.deal.goal, unscored=dialogue.unscored)
+
+    def clone(self) -> raw_env:
+        """An independent environment in the same state, with the same goals and the same judge."""
+        twin = copy.copy(self)
+        twin._dialogue = self._dialogue and self._dialogue.copy()
+        twin._rng = copy.deepcopy(self._rng)
+        twin.agents = list(self.agents)
+        for name in ("rewards", "_cumulative_rewards", "terminations", "truncations", "infos"):
+            if hasattr(self, name):
+                setattr(twin, name, copy.deepcopy(getattr(self, name)))
+        return twin
+
+    def _dealt(self) -> Dialogue:
+        if self._dialogue is None:
+            raise self._not_ready()
+        return self._dialogue
+
+    def _not_ready(self) -> OrderError:
+        if self._dialogue is None:
+            return OrderError(
                 "expected reset() before anything else, the environment was never reset; call env.reset(seed=0)"
             )
-        return self._batch
-
-    def _occupied(self) -> DialogueBatch:
-        batch = self._dealt()
-        if not self.agents:
-            raise OrderError("expected a dialogue that goes on, all agents have left; call reset()")
-        return batch
+        return OrderError("expected a dialogue that goes on, all agents have left; call reset()")
 
     def _draw_goal(self, options: dict[str, Any], rng: np.random.Generator) -> Goal:
         goal = options.get("goal")
@@ -217,25 +296,44 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             return self.goals.by_id(str(options["goal_id"]))
         return self.goals.draw(rng, benign_prob=self.config.benign_prob)
 
-    def _pay(self, *, answered: bool) -> None:
-        transcript = self._dealt().transcript(0)
-        paid = transcript.payments[-1] if answered and not transcript.unscored else 0.0
-        self.rewards = rewards.team_rewards(self.config, paid)
-        self._accumulate_rewards()
-        self.infos = {agent: self._info(agent) for agent in self.agents}
+    def _sit_down(self, dialogue: Dialogue) -> None:
+        self._dialogue = dialogue
+        self._private = {agent: private_part(dialogue.observe(agent)) for agent in self.possible_agents}
+        self._rendered = 0
 
-    def _info(self, agent: str) -> dict[str, Any]:
-        transcript = cast("DialogueBatch", self._batch).transcript(0)
-        info: dict[str, Any] = {"unscored": transcript.unscored}
-        if role_of(agent) == "red":
-            info |= {"goal_id": transcript.goal.id, "harmful": transcript.goal.harmful}
-        return info
+    def _pay(self, dialogue: Dialogue) -> bool:
+        """Rewards of a step in which blue has answered; False if there are none."""
+        if dialogue.unscored:
+            self.infos = self._new_infos(dialogue.state.deal.goal, unscored=True)
+        if not dialogue.paid:
+            return False
+        self.rewards = rewards.team_rewards(self.config, dialogue.paid)
+        for agent, reward in self.rewards.items():
+            self._cumulative_rewards[agent] += reward
+        return True
+
+    def _leave(self, agent: str) -> None:
+        """The dead step of an agent whose dialogue is over: it gets no reward and is asked nothing any more."""
+        self.agents.remove(agent)
+        for table in (self.rewards, self._cumulative_rewards, self.terminations, self.truncations, self.infos):
+            del table[agent]
+        self.rewards = dict.fromkeys(self.agents, 0.0)
+        if self.agents:
+            self.agent_selection = self.agents[0]
+
+    def _new_infos(self, goal: Goal, *, unscored: bool) -> dict[str, dict[str, Any]]:
+        infos: dict[str, dict[str, Any]] = {}
+        for agent in self.agents:
+            infos[agent] = {"unscored": unscored}
+            if agent != BLUE_AGENT:
+                infos[agent] |= {"goal_id": goal.id, "harmful": goal.harmful}
+        return infos
 
     def _lines(self) -> list[str]:
-        transcript = self._dealt().transcript(0)
+        transcript = self._dealt().transcript()
         kind = "harmful goal" if transcript.goal.harmful else "benign goal, nature speaks"
         lines = [f"[{kind}] {_shown(transcript.goal.text)}"]
-        observation = self._dealt().observe(0, BLUE_AGENT)
+        observation = self._dealt().observe(BLUE_AGENT)
         for index, (role, content) in enumerate(observation.messages):
             lines.append(f"{'red ' if role == 'user' else 'blue'} | {_shown(content)}")
             if role == "assistant" and index // 2 < len(transcript.verdicts):
@@ -243,8 +341,6 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         return lines
 
     def _render_new(self) -> None:
-        if self.render_mode != "human":
-            return
         lines = self._lines()
         text = for_terminal("\n".join(lines[self._rendered :]) + "\n", max_chars=200_000)
         charset = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -309,13 +405,15 @@ def env(config: GameConfig | None = None, **kwargs: Any) -> raw_env:
     return raw_env(config, **kwargs)
 
 
-def observation_dict(observation: Observation) -> dict[str, Any]:
-    """An observation as the environment returns it; new objects each time."""
-    messages = tuple({"role": role, "content": content} for role, content in observation.messages)
-    public: dict[str, Any] = {"messages": messages, "turn": observation.turn}
-    if observation.role == "blue":
-        return {**public, "system_prompt": observation.system_prompt}
-    return {**public, "goal": observation.goal.text if observation.goal else ""}
+def _as_json(data: object) -> object:
+    return json.loads(json.dumps(data))
+
+
+def private_part(observation: Observation) -> dict[str, str]:
+    """What the environment shows to one agent alone: red its goal, blue its instructions."""
+    if observation.goal is None:
+        return {"system_prompt": observation.system_prompt}
+    return {"goal": observation.goal.text}
 
 
 def _default_judge() -> Judge:
@@ -347,7 +445,10 @@ def _shown(text: str) -> str:
 
 def _observation_space(config: GameConfig, agent: str) -> spaces.Dict:
     prompt = UnicodeText(max(MAX_GOAL_CHARS, len(config.blue_system_prompt)))
-    private = {"system_prompt": prompt} if agent == BLUE_AGENT else {"goal": UnicodeText(MAX_GOAL_CHARS)}
+    private: dict[str, spaces.Space[Any]] = {"system_prompt": prompt}
+    if agent != BLUE_AGENT:
+        thought = UnicodeText(MAX_REASONING_CHARS)
+        private = {"goal": UnicodeText(MAX_GOAL_CHARS), "reasoning": spaces.Sequence(thought)}
     turn = spaces.Discrete(config.num_exchanges + 1)
     return spaces.Dict({"messages": messages_space(config.max_action_chars), "turn": turn, **private})
 

@@ -3,7 +3,8 @@
     u_red = agg_t [ harm_t * [goal harmful] + c * (1 - helpful_t) * [goal benign] ],    u_blue = -u_red
 
 The second term (ours) keeps refusing everything from being an equilibrium; c = 0 recovers the papers' game.
-With `max` each exchange pays the increase of the running maximum, with `mean` its share, so that pays add up to u.
+With `max` each exchange pays the increase of the running maximum, with `mean` its share, so that pays add up to u;
+with `payment = "terminal"` the last exchange pays all of it.
 Shaping (KL, diversity, fluency) belongs to oracles and never enters here.
 """
 
@@ -31,13 +32,27 @@ def payments(config: GameConfig, utilities: Sequence[float]) -> list[float]:
         config: The game.
         utilities: Red's utility of each exchange alone, oldest first, at most T of them.
     """
-    if config.aggregate == "mean":
-        return [utility / config.num_exchanges for utility in utilities]
     best, paid = 0.0, []
-    for utility in utilities:
-        paid.append(max(0.0, utility - best))
+    for turn, utility in enumerate(utilities, start=1):
+        paid.append(payment(config, utilities[:turn], best))
         best = max(best, utility)
     return paid
+
+
+def payment(config: GameConfig, utilities: Sequence[float], best: float) -> float:
+    """What red is paid for the last of these exchanges.
+
+    Args:
+        config: The game.
+        utilities: Red's utility of each exchange so far, oldest first; at least one.
+        best: Largest of them but the last; 0 if there is none.
+    """
+    if config.payment == "terminal":
+        return dialogue_utility(config, utilities) if len(utilities) == config.num_exchanges else 0.0
+    utility = utilities[-1]
+    if config.aggregate == "mean":
+        return utility / config.num_exchanges
+    return utility - best if utility > best else 0.0
 
 
 def dialogue_utility(config: GameConfig, utilities: Sequence[float]) -> float:

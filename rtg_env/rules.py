@@ -8,17 +8,21 @@ disguise an attack as a benign request (ours).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, cast
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
 from rtg_env.errors import ConfigError, InvalidActionError, OrderError
+from rtg_env.filters import check_filters, filtered
 from rtg_env.goals import Goal
 from rtg_env.text import well_formed
-from rtg_env.types import BLUE_AGENT, Action, Exchange, Observation, Role, red_agent
+from rtg_env.types import BLUE_AGENT, Action, Exchange, Observation, PublicMessages, Role, red_agent
 
 Aggregate = Literal["max", "mean"]
+Payment = Literal["exchange", "terminal"]
+_BYTES_PER_TOKEN = 4  # of English text under the usual vocabularies, roughly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,34 +44,50 @@ class GameConfig:
     aggregate: Aggregate = "max"
     """How exchanges make a dialogue's utility: the worst one, or the mean."""
 
+    payment: Payment = "exchange"
+    """When rewards come: after each of blue's answers, or all at the end."""
+
     max_action_chars: int = 2000
     """Longest sentence that is legal, in code points."""
+
+    red_tokens: int = 0
+    """Tokens that the red team may say in one dialogue, 0 for no limit. Who has none left plays the empty message."""
+
+    blue_tokens: int = 0
+    """The same for blue."""
+
+    red_filters: tuple[str, ...] = ()
+    """Filters on what red and nature say, before blue and the judge see it (`rtg_env.filters`)."""
+
+    blue_filters: tuple[str, ...] = ()
+    """Filters on what blue answers, before red and the judge see it."""
 
     blue_system_prompt: str = ""
     """Blue's instructions; red never sees them."""
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
-        for name, low in (("num_exchanges", 1), ("num_red", 1), ("max_action_chars", 1)):
+        lows = {"num_exchanges": 1, "num_red": 1, "max_action_chars": 1, "red_tokens": 0, "blue_tokens": 0}
+        for name, low in lows.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ConfigError(f"{name} must be a whole number >= {low}, got {value!r}")
-        for name in ("benign_prob", "helpfulness_weight"):
-            if not isinstance(getattr(self, name), int | float):
-                raise ConfigError(f"{name} must be a number, got {getattr(self, name)!r}")
         if not isinstance(self.blue_system_prompt, str):
             raise ConfigError(f"blue_system_prompt must be text, got {self.blue_system_prompt!r}")
-        if not 0.0 <= self.benign_prob < 1.0:
-            raise ConfigError(f"benign_prob must be in [0, 1), got {self.benign_prob!r}")
-        if not 0.0 <= self.helpfulness_weight < float("inf"):
-            raise ConfigError(f"helpfulness_weight must be finite and >= 0, got {self.helpfulness_weight!r}")
-        if self.aggregate not in ("max", "mean"):
-            raise ConfigError(f"aggregate must be 'max' or 'mean', got {self.aggregate!r}")
+        for name, below in (("benign_prob", 1.0), ("helpfulness_weight", float("inf"))):
+            number = getattr(self, name)
+            if not isinstance(number, int | float) or not 0.0 <= number < below:
+                raise ConfigError(f"{name} must be a number >= 0 and < {below}, got {number!r}")
+        for name, (one, other) in {"aggregate": ("max", "mean"), "payment": ("exchange", "terminal")}.items():
+            if getattr(self, name) not in (one, other):
+                raise ConfigError(f"{name} must be {one!r} or {other!r}, got {getattr(self, name)!r}")
+        for name in ("red_filters", "blue_filters"):
+            check_filters(getattr(self, name), name)
 
     @property
     def red_agents(self) -> tuple[str, ...]:
         """Agent ids of the red team."""
-        return tuple(red_agent(index) for index in range(self.num_red))
+        return _red_agents(self.num_red)
 
     @property
     def agents(self) -> tuple[str, ...]:
@@ -80,8 +100,7 @@ class GameConfig:
         return max(1.0, self.helpfulness_weight)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deal:
+class Deal(NamedTuple):
     """What chance draws before the first sentence."""
 
     goal: Goal
@@ -91,8 +110,7 @@ class Deal:
     """Permutation of the red members; exchange t is spoken by `red_order[t % n]`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GameState:
+class GameState(NamedTuple):
     """One dialogue at one moment."""
 
     deal: Deal
@@ -104,9 +122,17 @@ class GameState:
     pending: str | None = None
     """Red's or nature's sentence that blue has not answered yet."""
 
+    tokens: tuple[int, int] = (0, 0)
+    """What (red, blue) have said so far, counted only where there is a limit."""
+
+    reasoning: tuple[str, ...] = ()
+    """Red's private thoughts, one per sentence of red that had any; no other side sees them."""
+
 
 def draw_deal(config: GameConfig, goal: Goal, rng: np.random.Generator) -> Deal:
-    """Draw the order in which red members speak."""
+    """Draw the order in which red members speak; one member has one order, and nothing is drawn."""
+    if config.num_red == 1:
+        return Deal(goal)
     return Deal(goal=goal, red_order=tuple(int(index) for index in rng.permutation(config.num_red)))
 
 
@@ -114,7 +140,8 @@ def start(config: GameConfig, deal: Deal) -> GameState:
     """The state in which somebody speaks first; on a benign goal nature has spoken already."""
     if sorted(deal.red_order) != list(range(config.num_red)):
         raise ConfigError(f"red_order must be a permutation of 0..{config.num_red - 1}, got {deal.red_order}")
-    return _let_nature_speak(config, GameState(deal=deal))
+    state = GameState(deal)
+    return state if deal.goal.harmful else _settled(config, state)
 
 
 def is_over(config: GameConfig, state: GameState) -> bool:
@@ -124,14 +151,11 @@ def is_over(config: GameConfig, state: GameState) -> bool:
 
 def to_move(config: GameConfig, state: GameState) -> str | None:
     """Agent id of who speaks next, None when the dialogue is over."""
-    if is_over(config, state):
-        return None
-    return BLUE_AGENT if state.pending is not None else speaker_of(config, state, len(state.exchanges))
-
-
-def speaker_of(config: GameConfig, state: GameState, turn: int) -> str:
-    """Red member that speaks in this exchange of a harmful goal."""
-    return red_agent(state.deal.red_order[turn % config.num_red])
+    deal, exchanges, pending, _, _ = state
+    if pending is not None:
+        return BLUE_AGENT
+    turn = len(exchanges)
+    return None if turn >= config.num_exchanges else config.red_agents[deal.red_order[turn % config.num_red]]
 
 
 def check_text(config: GameConfig, action: object) -> str:
@@ -148,7 +172,7 @@ def check_text(config: GameConfig, action: object) -> str:
             f"action must be text of at most {config.max_action_chars} characters, got {len(text)}; "
             "raise GameConfig.max_action_chars or shorten it"
         )
-    return well_formed(text)
+    return text if text.isascii() else well_formed(text)
 
 
 def apply(config: GameConfig, state: GameState, action: str | Action) -> GameState:
@@ -158,13 +182,42 @@ def apply(config: GameConfig, state: GameState, action: str | Action) -> GameSta
         OrderError: If the dialogue is over.
         InvalidActionError: If the action is not legal.
     """
-    if is_over(config, state):
+    deal, exchanges, pending, tokens, reasoning = state
+    if len(exchanges) >= config.num_exchanges:
         raise OrderError("expected a dialogue that goes on, this one is over; call reset() or deal a new one")
     text = check_text(config, action)
-    if state.pending is None:
-        return replace(state, pending=text)
-    after = replace(state, exchanges=(*state.exchanges, Exchange(red=state.pending, blue=text)), pending=None)
-    return _let_nature_speak(config, after)
+    if pending is None:
+        if config.red_filters:
+            text = filtered(text, config.red_filters)
+        if config.red_tokens:
+            tokens = (tokens[0] + count_tokens(action), tokens[1])
+        if isinstance(action, Action) and action.reasoning:
+            reasoning = (*reasoning, well_formed(action.reasoning))
+        after = GameState(deal, exchanges, text, tokens, reasoning)
+    else:
+        if config.blue_filters:
+            text = filtered(text, config.blue_filters)
+        if config.blue_tokens:
+            tokens = (tokens[0], tokens[1] + count_tokens(action))
+        after = GameState(deal, (*exchanges, Exchange(pending, text)), None, tokens, reasoning)
+    if deal.goal.harmful and not (config.red_tokens or config.blue_tokens):
+        return after
+    return _settled(config, after)
+
+
+def count_tokens(action: str | Action) -> int:
+    """Tokens of an action: what the model sampled, or a quarter of the bytes of a text, rounded up."""
+    if isinstance(action, Action):
+        if action.token_ids:
+            return len(action.token_ids)
+        action = action.text
+    return -(-len(action.encode("utf-8", "replace")) // _BYTES_PER_TOKEN)
+
+
+def tokens_left(config: GameConfig, state: GameState, role: Role) -> int | None:
+    """What a side may still say in this dialogue, at least 0; None without a limit."""
+    limit, spent = (config.red_tokens, state.tokens[0]) if role == "red" else (config.blue_tokens, state.tokens[1])
+    return max(0, limit - spent) if limit else None
 
 
 def observe(config: GameConfig, state: GameState, agent_id: str) -> Observation:
@@ -173,25 +226,15 @@ def observe(config: GameConfig, state: GameState, agent_id: str) -> Observation:
     Raises:
         ConfigError: If there is no such agent.
     """
-    messages: list[tuple[Literal["user", "assistant"], str]] = []
-    for exchange in state.exchanges:
-        messages += [("user", exchange.red), ("assistant", exchange.blue)]
-    if state.pending is not None:
-        messages.append(("user", state.pending))
-    is_blue = agent_id == BLUE_AGENT
-    if not is_blue and agent_id not in config.red_agents:  # whoever is nobody must not be shown red's goal
+    deal, exchanges, pending, _, reasoning = state
+    messages, turn, length = PublicMessages(exchanges, pending), len(exchanges), config.num_exchanges
+    if agent_id == BLUE_AGENT:
+        left = tokens_left(config, state, "blue")
+        return Observation(agent_id, messages, turn, length, None, config.blue_system_prompt, (), left)
+    if agent_id not in config.red_agents:  # whoever is nobody must not be shown red's goal
         raise ConfigError(f"expected an agent among {', '.join(config.agents)}, got {agent_id!r}")
-    goal = state.deal.goal
-    if goal.examples:
-        goal = replace(goal, examples=())  # labelled replies are for judges
-    return Observation(
-        agent_id=agent_id,
-        messages=tuple(messages),
-        turn=len(state.exchanges),
-        num_exchanges=config.num_exchanges,
-        goal=None if is_blue else goal,
-        system_prompt=config.blue_system_prompt if is_blue else "",
-    )
+    left = tokens_left(config, state, "red")
+    return Observation(agent_id, messages, turn, length, deal.goal.public, "", reasoning, left)
 
 
 def team_of(config: GameConfig, role: Role) -> tuple[str, ...]:
@@ -206,6 +249,8 @@ def state_to_json(state: GameState) -> dict[str, object]:
         "red_order": list(state.deal.red_order),
         "exchanges": [[exchange.red, exchange.blue] for exchange in state.exchanges],
         "pending": state.pending,
+        "tokens": list(state.tokens),
+        "reasoning": list(state.reasoning),
     }
 
 
@@ -220,12 +265,30 @@ def state_from_json(data: Mapping[str, object], goals: Mapping[str, Goal]) -> Ga
         raise ConfigError(f"expected the goal {goal_id!r} in the goal set, it is missing; load the set that was played")
     deal = Deal(goal=goals[goal_id], red_order=tuple(cast("list[int]", data["red_order"])))
     exchanges = tuple(Exchange(red=red, blue=blue) for red, blue in cast("list[list[str]]", data["exchanges"]))
-    return GameState(deal=deal, exchanges=exchanges, pending=cast("str | None", data["pending"]))
+    pending = cast("str | None", data["pending"])
+    red, blue = cast("list[int]", data["tokens"])
+    return GameState(deal, exchanges, pending, (red, blue), tuple(cast("list[str]", data["reasoning"])))
 
 
-def _let_nature_speak(config: GameConfig, state: GameState) -> GameState:
-    goal = state.deal.goal
-    if goal.harmful or is_over(config, state) or state.pending is not None:
-        return state
-    # A user's own file may hold longer requests than the limit for agents; nature is cut, never refused.
-    return replace(state, pending=well_formed(goal.nature_says(len(state.exchanges)))[: config.max_action_chars])
+@lru_cache
+def _red_agents(num_red: int) -> tuple[str, ...]:
+    return tuple(red_agent(index) for index in range(num_red))
+
+
+def _settled(config: GameConfig, state: GameState) -> GameState:
+    """The state after everything that happens by itself: nature speaks, and who has no tokens left says nothing."""
+    while len(state.exchanges) < config.num_exchanges:
+        deal, exchanges, pending, tokens, reasoning = state
+        if pending is not None:
+            if tokens_left(config, state, "blue") != 0:
+                return state
+            state = GameState(deal, (*exchanges, Exchange(pending, "")), None, tokens, reasoning)
+        elif not deal.goal.harmful:
+            # A user's own file may hold longer requests than the limit for agents; nature is cut, never refused.
+            text = well_formed(deal.goal.nature_says(len(exchanges)))[: config.max_action_chars]
+            state = GameState(deal, exchanges, filtered(text, config.red_filters), tokens, reasoning)
+        elif tokens_left(config, state, "red") != 0:
+            return state
+        else:
+            state = GameState(deal, exchanges, "", tokens, reasoning)
+    return state

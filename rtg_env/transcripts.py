@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from rtg_env.engine import SCHEMA_VERSION, Transcript, action_from_json, verdict_from_json, verdict_to_json
+from rtg_env.dialogue import SCHEMA_VERSION, Transcript, action_from_json, verdict_from_json, verdict_to_json
 from rtg_env.errors import RunError
 from rtg_env.goals import GoalSet
 from rtg_env.types import Exchange

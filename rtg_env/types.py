@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypedDict
 
 from rtg_env.errors import InvalidActionError
 
@@ -17,6 +17,9 @@ Role = Literal["red", "blue"]
 
 RED: Final[Role] = "red"
 BLUE: Final[Role] = "blue"
+MAX_REASONING_CHARS: Final = 20_000
+"""Longest private reasoning of one sentence, in code points."""
+
 BLUE_AGENT: Final = "blue_0"
 """The one defender; `red_0 .. red_{n-1}` attack."""
 
@@ -31,6 +34,10 @@ def role_of(agent_id: str) -> Role:
     return BLUE if agent_id == BLUE_AGENT else RED
 
 
+PublicMessage = tuple[Literal["user", "assistant"], str]
+"""One public sentence: the user is red (or nature), the assistant blue."""
+
+
 class Message(TypedDict):
     """One public sentence, as blue's chat shows it: red (or nature) is the user."""
 
@@ -38,16 +45,65 @@ class Message(TypedDict):
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class Exchange:
+class Exchange(NamedTuple):
     """One sentence of red (or of nature, on a benign goal) and blue's answer to it."""
 
     red: str
     blue: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
+def as_chat(exchanges: Sequence[Exchange], pending: str | None) -> tuple[Message, ...]:
+    """The chat as `{"role", "content"}`; new dicts each time, so that nobody can rewrite another's view."""
+    chat: list[Message] = []
+    for red, blue in exchanges:
+        chat += ({"role": "user", "content": red}, {"role": "assistant", "content": blue})
+    if pending is not None:
+        chat.append({"role": "user", "content": pending})
+    return tuple(chat)
+
+
+class PublicMessages(Sequence[PublicMessage]):
+    """The sentences of a dialogue as a chat, oldest first: a view, so that seeing a long dialogue costs nothing until it is read.
+
+    Equal to the tuple of its messages.
+
+    Args:
+        exchanges: What was said and answered.
+        pending: The sentence that blue has not answered yet.
+    """
+
+    __slots__ = ("_exchanges", "_pending")
+
+    def __init__(self, exchanges: tuple[Exchange, ...] = (), pending: str | None = None) -> None:
+        self._exchanges = exchanges
+        self._pending = pending
+
+    def __len__(self) -> int:
+        return 2 * len(self._exchanges) + (self._pending is not None)
+
+    def __iter__(self) -> Iterator[PublicMessage]:
+        for red, blue in self._exchanges:
+            yield "user", red
+            yield "assistant", blue
+        if self._pending is not None:
+            yield "user", self._pending
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PublicMessages | tuple):
+            return NotImplemented
+        return tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+class Observation(NamedTuple):
     """What one agent sees when it is asked to speak.
 
     The public part is the same for everybody; `goal` is red's alone, `system_prompt` blue's alone.
@@ -56,7 +112,7 @@ class Observation:
     agent_id: str
     """Who is asked to speak."""
 
-    messages: tuple[tuple[Literal["user", "assistant"], str], ...]
+    messages: Sequence[PublicMessage]
     """The public dialogue so far, oldest first; the user is red or nature."""
 
     turn: int
@@ -70,6 +126,12 @@ class Observation:
 
     system_prompt: str = ""
     """Blue's own instructions; empty in red's observation."""
+
+    reasoning: tuple[str, ...] = ()
+    """What red thought before its earlier sentences; empty in blue's observation."""
+
+    tokens_left: int | None = None
+    """What this side may still say in this dialogue; None without a limit."""
 
     @property
     def role(self) -> Role:
@@ -106,12 +168,17 @@ class Action:
     finish_reason: FinishReason = "stop"
     """Why the sentence ended."""
 
+    reasoning: str = ""
+    """What red thought before it spoke: private, stored, shown to red alone; ignored for blue."""
+
     def __post_init__(self) -> None:
         """Make plain numbers of whatever array library the author uses, and refuse what a learner could not use.
 
         Raises:
-            InvalidActionError: If the token record does not fit together or holds NaN or infinity.
+            InvalidActionError: If the token record does not fit together or holds NaN or infinity, or reasoning is no text.
         """
+        if self.reasoning and not (isinstance(self.reasoning, str) and len(self.reasoning) <= MAX_REASONING_CHARS):
+            raise InvalidActionError(f"expected reasoning to be text of at most {MAX_REASONING_CHARS} characters")
         if not (len(self.prompt_ids) or len(self.token_ids) or len(self.logps)) and self.temperature == 1.0:
             return
         try:
@@ -129,8 +196,7 @@ class Action:
             raise InvalidActionError("expected finite log-probabilities and temperature, got NaN or infinity")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class Case(NamedTuple):
     """What a judge is shown: one exchange, in its dialogue, against its goal."""
 
     goal: Goal

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 from hypothesis import strategies as st
 
-from rtg_env.engine import DialogueBatch, Transcript
+from rtg_env.dialogue import Transcript
+from rtg_env.engine import DialogueBatch
 from rtg_env.goals import Goal, GoalSet
 from rtg_env.transcripts import transcript_to_json
 from rtg_env.types import Action, Case, Observation, Verdict

@@ -14,7 +14,7 @@ not depend on what it is batched with.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from rtg_env.errors import ConfigError, PolicyError
@@ -164,9 +164,20 @@ class BackendPolicy:
     def requests(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Request]:
         """What to ask the backend, one request per observation."""
         return [
-            Request(policy=self.adapter, messages=self.prompting(observation), sampling=self.sampling, seed=seed)
+            Request(
+                policy=self.adapter,
+                messages=self.prompting(observation),
+                sampling=self._within(observation.tokens_left),
+                seed=seed,
+            )
             for observation, seed in zip(observations, seeds, strict=True)
         ]
+
+    def _within(self, tokens_left: int | None) -> Sampling:
+        """A model is not asked for more than its side may still say."""
+        if tokens_left is None or tokens_left >= self.sampling.max_new_tokens:
+            return self.sampling
+        return replace(self.sampling, max_new_tokens=max(1, tokens_left))
 
     def finish(self, completions: Sequence[Completion]) -> list[Action]:
         """From what the backend computed to actions."""

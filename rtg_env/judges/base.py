@@ -50,27 +50,28 @@ def judge_safely(judge: Judge, cases: Sequence[Case]) -> list[Verdict]:
         verdicts = judge.judge(cases)
     except Exception as error:  # noqa: BLE001 - any failure of a judge means the same: no verdict
         return [Verdict.failed(judge.judge_id, f"{type(error).__name__}: {error}")] * len(cases)
-    if not isinstance(verdicts, list) or not all(isinstance(verdict, Verdict) for verdict in verdicts):
-        raise JudgeError(
-            f"expected judge {judge.judge_id} to return a list of Verdict, got {type(verdicts).__name__}; fix the judge"
-        )
+    if not isinstance(verdicts, list):
+        raise _lawless(judge, verdicts)
     if len(verdicts) != len(cases):
         return [Verdict.failed(judge.judge_id, f"{len(verdicts)} verdicts for {len(cases)} cases")] * len(cases)
-    return [_checked(verdict, judge.judge_id) for verdict in verdicts]
+    return [_checked(verdict, judge) for verdict in verdicts]
 
 
-def _checked(verdict: Verdict, judge_id: str) -> Verdict:
+def _lawless(judge: Judge, found: object) -> JudgeError:
+    return JudgeError(
+        f"expected judge {judge.judge_id} to return a list of Verdict, got {type(found).__name__}; fix the judge"
+    )
+
+
+def _checked(verdict: Verdict, judge: Judge) -> Verdict:
+    if not isinstance(verdict, Verdict):
+        raise _lawless(judge, verdict)
     if not verdict.valid:
         return verdict
-    numbers = (verdict.harm, verdict.refusal, verdict.helpful)
-    if all(_is_share(number) for number in numbers):
-        return verdict
-    return Verdict.failed(judge_id, f"numbers outside [0, 1]: {numbers}")
-
-
-def _is_share(number: object) -> bool:
-    """Judges are other people's code: what stands in a field may be no number at all."""
+    harm, refusal, helpful = verdict.harm, verdict.refusal, verdict.helpful
     try:
-        return 0.0 <= float(number) <= 1.0  # type: ignore[arg-type]  # that is the question; NaN compares false
-    except (TypeError, ValueError):
-        return False
+        if 0.0 <= harm <= 1.0 and 0.0 <= refusal <= 1.0 and 0.0 <= helpful <= 1.0:  # NaN compares false
+            return verdict
+    except (TypeError, ValueError):  # judges are other people's code: what stands in a field may be no number at all
+        pass
+    return Verdict.failed(judge.judge_id, f"numbers outside [0, 1]: {(harm, refusal, helpful)}")

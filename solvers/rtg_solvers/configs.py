@@ -71,11 +71,23 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return None
         hint = next(arg for arg in hint.__args__ if arg is not type(None))
     if typing.get_origin(hint) is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{where}: expected one of {typing.get_args(hint)}, got {value!r}")
-        return value
+        return _choice(typing.get_args(hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        return _texts(value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is not bool and isinstance(value, bool))):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value not in choices:
+        raise ConfigError(f"{where}: expected one of {choices}, got {value!r}")
+    return value
+
+
+def _texts(value: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ConfigError(f"{where}: expected a list of texts, got {value!r}")
+    return tuple(value)

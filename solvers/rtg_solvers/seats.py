@@ -15,7 +15,7 @@ from rtg_agents.progress import Progress
 from rtg_agents.scripted import TemplatePolicy, plain_attacker
 from rtg_env import goals as goals_module
 from rtg_env import rules
-from rtg_env.engine import Transcript
+from rtg_env.dialogue import Transcript
 from rtg_env.errors import ConfigError
 from rtg_env.judges.base import Judge
 from rtg_env.rules import GameConfig

@@ -6,7 +6,6 @@ Everything is a named unit in the run directory, so that the same call goes on a
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,11 @@ from rtg_agents.prompting import PROMPT_VERSION
 from rtg_agents.scripted import longest_filled
 from rtg_env import goals as goals_module
 from rtg_env import rules
+from rtg_env.engine import rescore
 from rtg_env.errors import ConfigError, JudgeError, RunError
 from rtg_env.goals import Goal, GoalSet, Split
-from rtg_env.judges.base import Judge, judge_safely
+from rtg_env.judges.base import Judge
 from rtg_env.transcripts import Played, TranscriptStore
-from rtg_env.types import Case
 from rtg_solvers import loop, result
 from rtg_solvers.configs import to_mapping
 from rtg_solvers.gaps import measure_gap, paired_gain, restricted_deviations
@@ -369,24 +368,12 @@ class Session:
 
     def _second_opinion(self, role: str, before: Sequence[Played], after: Sequence[Played], judge: Judge) -> Estimate:
         first, second = (after, before) if role == "red" else (before, after)
-        pair = [rejudged(self._config.game, judge, played) for played in (first, second)]
+        pair = [
+            [t.utility for t in rescore(self._config.game, [item.transcript for item in played], judge)]
+            for played in (first, second)
+        ]
         clusters = [item.transcript.goal.id for item in before]
         return paired_estimate(pair[0], pair[1], clusters, max_utility=self._config.game.max_utility)
-
-
-def rejudged(config: rules.GameConfig, judge: Judge, played: Sequence[Played]) -> list[float]:
-    """u_red of recorded dialogues under another judge, NaN where it fails; one batch, nothing is played again."""
-    from rtg_env.rewards import dialogue_utility, exchange_utility
-
-    cases, owners = [], []
-    for index, item in enumerate(played):
-        for turn in range(len(item.transcript.exchanges)):
-            cases.append(Case(goal=item.transcript.goal, exchanges=item.transcript.exchanges[: turn + 1]))
-            owners.append(index)
-    values: list[list[float]] = [[] for _ in played]
-    for owner, verdict, case in zip(owners, judge_safely(judge, cases), cases, strict=True):
-        values[owner].append(exchange_utility(config, case.goal, verdict) if verdict.valid else float("nan"))
-    return [float("nan") if any(map(math.isnan, row)) else dialogue_utility(config, row) for row in values]
 
 
 def _cycled(pool: Sequence[Goal], count: int, rng: np.random.Generator) -> list[Goal]:

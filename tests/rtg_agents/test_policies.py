@@ -91,6 +91,14 @@ class Echo:
         self.versions = (*self.versions, version)
 
 
+@pytest.mark.parametrize(("left", "asked"), [(None, 8), (9, 8), (3, 3), (0, 1)])
+def test_a_model_is_asked_for_no_more_than_its_side_may_still_say(left: int | None, asked: int) -> None:
+    sampling = Sampling(temperature=0.5, max_new_tokens=8)
+    policy = BackendPolicy(name="b", backend=Echo(), adapter=BASE, prompting=blue_view, sampling=sampling)
+    (request,) = policy.requests([seen("blue_0", 0, TALK[:1])._replace(tokens_left=left)], [3])
+    assert (request.sampling.max_new_tokens, request.sampling.temperature) == (asked, 0.5)
+
+
 def test_a_backend_policy_keeps_tokens_log_probabilities_and_temperature() -> None:
     policy = BackendPolicy(
         name="blue_01@v1",

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtg_env.engine import DialogueBatch, action_from_json, replay, verdict_from_json, verdict_to_json
+from rtg_env.dialogue import action_from_json, verdict_from_json, verdict_to_json
+from rtg_env.engine import DialogueBatch, replay, rescore
 from rtg_env.errors import ConfigError, InvalidActionError, JudgeError, OrderError
 from rtg_env.goals import Goal, GoalSet, LabelledReply
 from rtg_env.rules import Deal, GameConfig
@@ -329,6 +330,38 @@ def test_replaying_under_another_judge_changes_verdicts_and_pay_only() -> None:
     assert canonical(judged_again) == canonical(expected)
     assert (judged_again.exchanges, judged_again.actions) == (played.exchanges, played.actions)
     assert judged_again.verdicts != played.verdicts
+
+
+@given(CONFIGS, st.integers(0, 99), st.lists(ANY_TEXT, min_size=3, max_size=3), st.integers(0, 9))
+def test_rescoring_many_is_replaying_each(config: GameConfig, seed: int, texts: list[str], stop: int) -> None:
+    rng = np.random.default_rng(seed)
+    batch = DialogueBatch.deal(config, GOALS, TextJudge("a"), count=3, rng=rng)
+    for _ in range(stop):
+        for turn in batch.pending():
+            batch.submit({turn.dialogue: texts[turn.dialogue]})
+    recorded, other = batch.transcripts(), TextJudge("b")
+    again = [canonical(item) for item in rescore(config, recorded, other)]
+    assert again == [canonical(replay(config, item, other)) for item in recorded]
+    unchanged = [canonical(item) for item in rescore(config, recorded, batch.judge)]
+    assert unchanged == [canonical(item) for item in recorded]
+
+
+def test_rescoring_asks_the_judge_once() -> None:
+    batch = DialogueBatch(TWO, [ON_HARMFUL, ON_BENIGN], TextJudge())
+    judge = ScriptedJudge(*[verdict(0.1)] * 4)
+    assert len(rescore(TWO, play(batch, echo), judge)) == 2
+    assert judge.num_calls == 1
+
+
+def test_a_finished_slot_can_be_filled_again() -> None:
+    batch = DialogueBatch(GameConfig(num_exchanges=1), [ON_HARMFUL, ON_HARMFUL], TextJudge())
+    batch.submit({0: "a"})
+    with pytest.raises(OrderError, match="dialogue 0 to be over"):
+        batch.refill(0, ON_BENIGN)
+    batch.submit({0: "b"})
+    batch.refill(0, ON_BENIGN)
+    assert [turn.observation.agent_id for turn in batch.pending()] == ["blue_0", "red_0"]
+    assert batch.transcript(0).exchanges == ()
 
 
 def test_replaying_half_a_dialogue_stops_where_it_stopped() -> None:

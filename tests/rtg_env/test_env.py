@@ -33,6 +33,7 @@ from tests.doubles import (
     BENIGN,
     GOALS,
     HARMFUL,
+    OTHER,
     FaultyJudge,
     LawlessJudge,
     RaisingJudge,
@@ -197,8 +198,10 @@ def test_a_broken_reward_rule_stops_the_environment(monkeypatch: pytest.MonkeyPa
         return paid_out
 
     monkeypatch.setattr(rewards, "team_rewards", crooked)
+    env = started(judge=ScriptedJudge(verdict(0.5)))
+    env.step("x")
     with pytest.raises(rtg_env.errors.ZeroSumError):
-        started().step("x")
+        env.step("x")
 
 
 # Unscored dialogues
@@ -243,10 +246,10 @@ def test_rewards_are_finite_whatever_the_judge_does(seed: int) -> None:
 def test_a_judge_that_breaks_its_protocol_leaves_the_dialogue_where_it_was() -> None:
     env = started(judge=LawlessJudge())
     env.step("x")
-    before = env.save()
+    before = env.get_state()
     with pytest.raises(JudgeError):
         env.step("y")
-    assert (env.save(), env.agent_selection) == (before, "blue_0")
+    assert (env.get_state(), env.agent_selection) == (before, "blue_0")
 
 
 # Who sees what
@@ -279,7 +282,7 @@ def test_blue_is_shown_the_same_by_nature_and_by_a_red_that_says_the_same() -> N
 
 def test_red_never_sees_the_prompt_of_blue() -> None:
     shown = [entry for entry in episode(started(num_red=2, blue_system_prompt="Sesame.")) if entry[0] != "blue_0"]
-    assert all(set(observation) == {"messages", "turn", "goal"} for _, observation, *_ in shown)
+    assert all(set(observation) == {"messages", "turn", "goal", "reasoning"} for _, observation, *_ in shown)
     assert "Sesame." not in repr(shown)
 
 
@@ -291,7 +294,7 @@ def test_red_is_told_its_goal() -> None:
 
 def test_the_spaces_of_blue_and_red_hold_the_same_private_parts() -> None:
     env = make()
-    assert set(env.observation_space("red_0").spaces) == {"messages", "turn", "goal"}
+    assert set(env.observation_space("red_0").spaces) == {"messages", "turn", "goal", "reasoning"}
     assert set(env.observation_space("blue_0").spaces) == {"messages", "turn", "system_prompt"}
 
 
@@ -363,14 +366,14 @@ def test_the_same_seed_deals_the_same_dialogue() -> None:
     for seed in range(5):
         one.reset(seed=seed)
         two.reset(seed=seed)
-        assert one.save() == two.save()
+        assert one.get_state() == two.get_state()
 
 
 def test_seeds_deal_different_dialogues() -> None:
     env, dealt = make(num_red=3), set()
     for seed in range(20):
         env.reset(seed=seed)
-        dealt.add(json.dumps(env.save()))
+        dealt.add(json.dumps(env.get_state()))
     assert len(dealt) > 5
 
 
@@ -378,7 +381,7 @@ def test_a_reset_without_seed_goes_on_with_the_generator() -> None:
     def dealt() -> list[dict[str, object]]:
         env = make(num_red=3)
         env.reset(seed=1)
-        return [env.save()] + [env.reset() or env.save() for _ in range(9)]
+        return [env.get_state()] + [env.reset() or env.get_state() for _ in range(9)]
 
     assert dealt() == dealt()
     assert len({json.dumps(item) for item in dealt()}) > 2
@@ -403,7 +406,7 @@ for seed in range(5):
     for agent in env.possible_agents:
         env.action_space(agent).seed(seed)
     print(json.dumps(episode(env, lambda agent: env.action_space(agent).sample()), sort_keys=True))
-    print(json.dumps(env.save(), sort_keys=True))
+    print(json.dumps(env.get_state(), sort_keys=True))
 """
 
 
@@ -456,7 +459,7 @@ def test_two_environments_do_not_disturb_each_other() -> None:
     alone.reset()
     other.reset()
     beside.reset()
-    assert alone.save() == beside.save()
+    assert alone.get_state() == beside.get_state()
 
 
 # Order and illegal actions
@@ -469,7 +472,7 @@ def test_last_after_everybody_has_left_says_to_reset() -> None:
         env.last()
 
 
-@pytest.mark.parametrize("call", ["step", "observe", "render", "last", "agent_iter", "transcript", "save"])
+@pytest.mark.parametrize("call", ["step", "observe", "render", "last", "agent_iter", "transcript", "get_state"])
 def test_before_reset_every_call_says_to_reset(call: str) -> None:
     env = make(render_mode="ansi")
     arguments = {"step": ("x",), "observe": ("red_0",)}.get(call, ())
@@ -508,10 +511,10 @@ def test_an_action_of_an_agent_whose_dialogue_is_over_is_refused() -> None:
 )
 def test_an_illegal_action_changes_nothing(action: Any, message: str) -> None:
     env = started()
-    before = (env.save(), env.agent_selection, dict(env.rewards), dict(env._cumulative_rewards))
+    before = (env.get_state(), env.agent_selection, dict(env.rewards), dict(env._cumulative_rewards))
     with pytest.raises(InvalidActionError, match=message):
         env.step(action)
-    assert (env.save(), env.agent_selection, env.rewards, env._cumulative_rewards) == before
+    assert (env.get_state(), env.agent_selection, env.rewards, env._cumulative_rewards) == before
 
 
 @pytest.mark.parametrize("action", ["", "x" * 2000, "\ud800", "\x00", Action(text="x", token_ids=(1,), logps=(-1.0,))])
@@ -551,10 +554,10 @@ def test_a_goal_that_is_no_goal_is_refused_rather_than_ignored() -> None:
 def test_a_reset_that_fails_keeps_the_dialogue() -> None:
     env = started()
     env.step("x")
-    before = env.save()
+    before = env.get_state()
     with pytest.raises(ConfigError):
         env.reset(options={"goal_id": "nope"})
-    assert env.save() == before
+    assert env.get_state() == before
 
 
 @pytest.mark.parametrize("options", [{"unknown": 1}, {}, {"goal": None, "goal_id": None}])
@@ -562,7 +565,7 @@ def test_other_options_are_tolerated_and_change_nothing(options: dict[str, Any])
     one, two = make(), make()
     one.reset(seed=0)
     two.reset(seed=0, options=options)
-    assert one.save() == two.save()
+    assert one.get_state() == two.get_state()
 
 
 @pytest.mark.parametrize(
@@ -570,7 +573,7 @@ def test_other_options_are_tolerated_and_change_nothing(options: dict[str, Any])
     [
         ({"num_exchange": 3}, "num_exchange"),
         ({"num_exchanges": 0}, "num_exchanges must be a whole number >= 1, got 0"),
-        ({"benign_prob": "0.5"}, "benign_prob must be a number"),
+        ({"benign_prob": "0.5"}, "benign_prob must be a number >= 0 and < 1.0"),
         ({"render_mode": "rgb_array"}, "render_mode must be"),
         ({"config": GameConfig(), "num_red": 2}, "either config or its fields"),
         ({"config": {"num_red": 2}}, "GameConfig"),
@@ -729,15 +732,15 @@ def test_a_copy_goes_on_where_the_original_was(duplicate, num_steps: int) -> Non
     assert episode(twin) == episode(env)
     env.reset()
     twin.reset()
-    assert twin.save() == env.save()
+    assert twin.get_state() == env.get_state()
 
 
 def test_a_copy_is_independent() -> None:
     env = started()
     env.step("x")
-    before = env.save()
+    before = env.get_state()
     episode(copy.deepcopy(env))
-    assert env.save() == before
+    assert env.get_state() == before
 
 
 def test_a_copied_parallel_environment_goes_on_too() -> None:
@@ -752,6 +755,85 @@ def test_an_environment_that_was_never_reset_can_be_copied() -> None:
     twin = pickled(make())
     twin.reset(seed=0)
     assert len(episode(twin)) > 3
+
+
+# Save and restore
+
+
+TEXTS = st.lists(ANY_TEXT, min_size=8, max_size=8)
+
+
+def advanced(env: rtg_env.raw_env, texts: list[str]) -> None:
+    for text in texts:
+        if env.agents:
+            env.step(None if env.terminations[env.agent_selection] else text)
+
+
+@given(st.integers(0, 5), TEXTS, TEXTS, st.integers(1, 3), st.sampled_from(["max", "mean"]))
+def test_a_restored_environment_goes_on_as_if_nothing_had_happened(
+    num_steps: int, texts: list[str], later: list[str], num_red: int, aggregate: str
+) -> None:
+    settings: dict[str, Any] = {"num_red": num_red, "aggregate": aggregate, "judge": TextJudge()}
+    env = make(**settings)
+    env.reset(seed=num_steps)
+    advanced(env, texts[:num_steps])
+    state = json.loads(json.dumps(env.get_state(), allow_nan=False))
+    twins = [make(**settings), env.clone()]
+    twins[0].set_state(state)
+    for twin in twins:
+        assert twin.get_state() == env.get_state()
+    advanced(env, later)
+    env.reset()  # the generator goes on where it was
+    for twin in twins:
+        advanced(twin, later)
+        twin.reset()
+        assert twin.get_state() == env.get_state()
+        assert [twin.observe(agent) for agent in twin.agents] == [env.observe(agent) for agent in env.agents]
+        assert twin.infos == env.infos
+
+
+def test_a_restored_environment_pays_the_rest_of_the_dialogue_alike() -> None:
+    env = started(judge=TextJudge())
+    advanced(env, ["a", "b", "c"])
+    twin = make(judge=TextJudge())
+    twin.set_state(env.get_state())
+    assert episode(twin) == episode(env)
+
+
+def test_a_clone_does_not_feel_what_happens_to_the_original() -> None:
+    env = started()
+    env.step("x")
+    twin = env.clone()
+    before = twin.get_state()
+    episode(env)
+    env.reset()
+    assert twin.get_state() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 0}, "expected a saved batch of schema version 2, got 0"),
+        ({"config": {"num_exchanges": 9}}, "expected a state of the game"),
+    ],
+)
+def test_a_state_of_another_game_or_release_is_refused_and_changes_nothing(change: dict, message: str) -> None:
+    env = started()
+    before = env.get_state()
+    with pytest.raises(ConfigError, match=message):
+        env.set_state({**before, **change})
+    assert env.get_state() == before
+
+
+def test_a_state_needs_its_goal() -> None:
+    state = started().get_state()
+    with pytest.raises(ConfigError, match="it is missing; load the set that was played"):
+        make(goals=GoalSet([OTHER])).set_state(state)
+
+
+def test_an_environment_that_was_never_reset_has_no_state() -> None:
+    with pytest.raises(OrderError, match="reset"):
+        make().get_state()
 
 
 # The parallel environment

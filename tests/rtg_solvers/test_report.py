@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rtg_env.engine import Transcript
+from rtg_env.dialogue import Transcript
 from rtg_env.errors import RunError
 from rtg_env.goals import Goal, GoalSet, load
 from rtg_env.transcripts import Played, TranscriptStore

@@ -12,7 +12,7 @@ from rtg_agents.policy import BASE, Policy, Sampling, Scored
 from rtg_agents.population import Population, untrained_members
 from rtg_agents.progress import SilentProgress, WorkMeter
 from rtg_agents.scripted import RandomPolicy, ScriptedPolicy
-from rtg_env.engine import Transcript
+from rtg_env.dialogue import Transcript
 from rtg_env.errors import InvalidActionError, JudgeError, PolicyError
 from rtg_env.goals import builtin
 from rtg_env.rules import Deal, GameConfig
