@@ -39,10 +39,10 @@ from rtg_env.engine import check_schema
 from rtg_env.errors import ConfigError, InvalidActionError, OrderError
 from rtg_env.goals import MAX_GOAL_CHARS, Goal, GoalSet
 from rtg_env.judges.base import Judge, judge_safely
-from rtg_env.rules import GameConfig
+from rtg_env.rules import Deal, GameConfig
 from rtg_env.spaces import UnicodeText, messages_space
 from rtg_env.text import for_terminal
-from rtg_env.types import BLUE_AGENT, MAX_REASONING_CHARS, Action, Observation, as_chat
+from rtg_env.types import BLUE_AGENT, MAX_REASONING_CHARS, Action, as_chat
 
 _RENDER_MODES: Final = ("human", "ansi")
 
@@ -298,7 +298,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
 
     def _sit_down(self, dialogue: Dialogue) -> None:
         self._dialogue = dialogue
-        self._private = {agent: private_part(dialogue.observe(agent)) for agent in self.possible_agents}
+        self._private = {agent: private_part(self.config, dialogue.state.deal, agent) for agent in self.possible_agents}
         self._rendered = 0
 
     def _pay(self, dialogue: Dialogue) -> bool:
@@ -409,11 +409,10 @@ def _as_json(data: object) -> object:
     return json.loads(json.dumps(data))
 
 
-def private_part(observation: Observation) -> dict[str, str]:
+def private_part(config: GameConfig, deal: Deal, agent: str) -> dict[str, str]:
     """What the environment shows to one agent alone: red its goal, blue its instructions."""
-    if observation.goal is None:
-        return {"system_prompt": observation.system_prompt}
-    return {"goal": observation.goal.text}
+    goal, system_prompt = rules.private_to(config, deal, agent)
+    return {"system_prompt": system_prompt} if goal is None else {"goal": goal.text}
 
 
 def _default_judge() -> Judge:

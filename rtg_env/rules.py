@@ -138,7 +138,7 @@ def draw_deal(config: GameConfig, goal: Goal, rng: np.random.Generator) -> Deal:
 
 def start(config: GameConfig, deal: Deal) -> GameState:
     """The state in which somebody speaks first; on a benign goal nature has spoken already."""
-    if sorted(deal.red_order) != list(range(config.num_red)):
+    if (deal.red_order != (0,) or config.num_red != 1) and sorted(deal.red_order) != list(range(config.num_red)):
         raise ConfigError(f"red_order must be a permutation of 0..{config.num_red - 1}, got {deal.red_order}")
     state = GameState(deal)
     return state if deal.goal.harmful else _settled(config, state)
@@ -227,14 +227,31 @@ def observe(config: GameConfig, state: GameState, agent_id: str) -> Observation:
         ConfigError: If there is no such agent.
     """
     deal, exchanges, pending, _, reasoning = state
-    messages, turn, length = PublicMessages(exchanges, pending), len(exchanges), config.num_exchanges
+    goal, system_prompt = private_to(config, deal, agent_id)
+    is_blue = agent_id == BLUE_AGENT
+    return Observation(
+        agent_id,
+        PublicMessages(exchanges, pending),
+        len(exchanges),
+        config.num_exchanges,
+        goal,
+        system_prompt,
+        () if is_blue else reasoning,
+        tokens_left(config, state, "blue" if is_blue else "red"),
+    )
+
+
+def private_to(config: GameConfig, deal: Deal, agent_id: str) -> tuple[Goal | None, str]:
+    """Goal and system prompt as one agent may know them: red the one, blue the other.
+
+    Raises:
+        ConfigError: If there is no such agent; whoever is nobody must not be shown red's goal.
+    """
     if agent_id == BLUE_AGENT:
-        left = tokens_left(config, state, "blue")
-        return Observation(agent_id, messages, turn, length, None, config.blue_system_prompt, (), left)
-    if agent_id not in config.red_agents:  # whoever is nobody must not be shown red's goal
+        return None, config.blue_system_prompt
+    if agent_id not in config.red_agents:
         raise ConfigError(f"expected an agent among {', '.join(config.agents)}, got {agent_id!r}")
-    left = tokens_left(config, state, "red")
-    return Observation(agent_id, messages, turn, length, deal.goal.public, "", reasoning, left)
+    return deal.goal.public, ""
 
 
 def team_of(config: GameConfig, role: Role) -> tuple[str, ...]:
