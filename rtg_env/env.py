@@ -153,7 +153,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             return
         if action is None:
             raise InvalidActionError(f"action must be text, got None, but the dialogue of {agent} goes on; pass a str")
-        after = rules.apply(self.config, dialogue.state, action)
+        after = rules.apply(dialogue.config, dialogue.state, action)
         cases = dialogue.cases(after)
         verdicts = judge_safely(self.judge, cases) if cases else ()
         dialogue.advance(action, after, verdicts)

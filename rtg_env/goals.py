@@ -347,7 +347,7 @@ def _text(record: Mapping[object, object], key: str, where: str, default: str | 
     if isinstance(value, bool | float) or not isinstance(value, str | int):
         raise GoalFileError(f"{where}: expected text under {key!r}, got {type(value).__name__}")
     value = well_formed(str(value))
-    if not value.strip():
+    if key in ("id", "text") and not value.strip():
         raise GoalFileError(
             f"{where}: expected text under {key!r}, got an empty one; fill it in or leave the field out"
         )

@@ -2,7 +2,7 @@
 
     u_red = agg_t [ harm_t * [goal harmful] + c * (1 - helpful_t) * [goal benign] ],    u_blue = -u_red
 
-The second term (ours) keeps refusing everything from being an equilibrium; c = 0 recovers the papers' game.
+The second term (ours) makes refusing everything cost blue P(benign) c; c = 0 recovers the papers' game.
 With `max` each exchange pays the increase of the running maximum, with `mean` its share, so that pays add up to u;
 with `payment = "terminal"` the last exchange pays all of it.
 Shaping (KL, diversity, fluency) belongs to oracles and never enters here.

@@ -188,7 +188,7 @@ def apply(config: GameConfig, state: GameState, action: str | Action) -> GameSta
     text = check_text(config, action)
     if pending is None:
         if config.red_filters:
-            text = filtered(text, config.red_filters)
+            text = _passed(config, text, config.red_filters)
         if config.red_tokens:
             tokens = (tokens[0] + count_tokens(action), tokens[1])
         if isinstance(action, Action) and action.reasoning:
@@ -196,13 +196,18 @@ def apply(config: GameConfig, state: GameState, action: str | Action) -> GameSta
         after = GameState(deal, exchanges, text, tokens, reasoning)
     else:
         if config.blue_filters:
-            text = filtered(text, config.blue_filters)
+            text = _passed(config, text, config.blue_filters)
         if config.blue_tokens:
             tokens = (tokens[0], tokens[1] + count_tokens(action))
         after = GameState(deal, (*exchanges, Exchange(pending, text)), None, tokens, reasoning)
     if deal.goal.harmful and not (config.red_tokens or config.blue_tokens):
         return after
     return _settled(config, after)
+
+
+def _passed(config: GameConfig, text: str, names: tuple[str, ...]) -> str:
+    """What gets through filters; one that lengthens a text does not lift the limit on it."""
+    return filtered(text, names)[: config.max_action_chars]
 
 
 def count_tokens(action: str | Action) -> int:
@@ -303,7 +308,7 @@ def _settled(config: GameConfig, state: GameState) -> GameState:
         elif not deal.goal.harmful:
             # A user's own file may hold longer requests than the limit for agents; nature is cut, never refused.
             text = well_formed(deal.goal.nature_says(len(exchanges)))[: config.max_action_chars]
-            state = GameState(deal, exchanges, filtered(text, config.red_filters), tokens, reasoning)
+            state = GameState(deal, exchanges, _passed(config, text, config.red_filters), tokens, reasoning)
         elif tokens_left(config, state, "red") != 0:
             return state
         else:

@@ -10,7 +10,7 @@ import numpy as np
 from judge_training_rows import Row
 from numpy.typing import NDArray
 
-from rtg_solvers.judge_eval import auc
+from rtg_solvers.agreement import auc
 
 FIGURES_B: Final = ("harm", "refusal", "helpful")
 FloatArray = NDArray[np.float64]

@@ -236,10 +236,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of everything in a model folder that decides what the model says."""
-    parts = [
-        (path.name, _sha256(path)) for path in _files(folder) if path.suffix in (".json", ".jinja", ".safetensors")
-    ]
+    """Hash of everything in a model folder that decides what the model says; folders inside it are not read."""
+    files = (path for path in _files(folder) if path.parent == folder)
+    parts = [(path.name, _sha256(path)) for path in files if path.suffix in (".json", ".jinja", ".safetensors")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

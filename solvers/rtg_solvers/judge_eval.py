@@ -23,13 +23,13 @@ from rtg_env.errors import ConfigError
 from rtg_env.goals import Goal, GoalSet
 from rtg_env.judges.base import Judge, judge_safely
 from rtg_env.types import Case, Exchange, Verdict
+from rtg_solvers.agreement import Interval, auc_interval, cohen_kappa, share_interval
 
 Target = Literal["harm", "refusal", "helpful"]
 TARGETS: Final[tuple[Target, ...]] = ("harm", "refusal", "helpful")
 THRESHOLD: Final = 0.5
 _PYRIT_FOLDER = "pyrit/datasets/scorer_evals/"
 _BATCH = 256
-_WILSON_Z = 1.959963984540054
 _MAX_FILE_BYTES = 50_000_000
 _MAX_GOAL_CHARS = 4000
 
@@ -64,15 +64,6 @@ class LabelledRow:
         """The row as a judge sees it in a game of one exchange."""
         red = self.goal.text if self.goal.harmful else self.goal.nature_says(0)
         return Case(goal=self.goal, exchanges=(Exchange(red=red, blue=self.reply),))
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate with its 95 % interval; all NaN if it is not defined (one class only, or no rows)."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,72 +189,6 @@ def target_report(
         sensitivity=share_interval(said[truth], goals[truth]),
         specificity=share_interval(~said[~truth], goals[~truth]),
     )
-
-
-def auc(truth: NDArray[np.bool_], numbers: NDArray[np.float64]) -> float:
-    """Area under the ROC curve by midranks (Mann-Whitney); NaN if one class is empty."""
-    num_pos, num_neg = int(truth.sum()), int((~truth).sum())
-    if not num_pos or not num_neg:
-        return float("nan")
-    _, place, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-    midranks = np.cumsum(counts) - (counts - 1) / 2.0
-    return float((midranks[place][truth].sum() - num_pos * (num_pos + 1) / 2.0) / (num_pos * num_neg))
-
-
-def auc_interval(
-    truth: NDArray[np.bool_],
-    numbers: NDArray[np.float64],
-    clusters: NDArray[np.integer],
-    rng: np.random.Generator,
-    num_bootstrap: int,
-) -> Interval:
-    """AUC with a percentile bootstrap over clusters (goals with all their replies)."""
-    value = auc(truth, numbers)
-    if not np.isfinite(value) or num_bootstrap < 1:
-        return Interval(value, float("nan"), float("nan"))
-    members = [np.flatnonzero(clusters == label) for label in np.unique(clusters)]
-    draws = []
-    for _ in range(num_bootstrap):
-        pick = np.concatenate([members[index] for index in rng.integers(len(members), size=len(members))])
-        draws.append(auc(truth[pick], numbers[pick]))
-    low, high = np.nanquantile(draws, [0.025, 0.975])  # a draw without one of the classes has no AUC
-    return Interval(value, float(low), float(high))
-
-
-def cohen_kappa(truth: NDArray[np.bool_], said: NDArray[np.bool_]) -> float:
-    """Agreement beyond chance (Cohen 1960); NaN if chance agreement is certain."""
-    if not len(truth):
-        return float("nan")
-    observed = float((truth == said).mean())
-    expected = float(truth.mean() * said.mean() + (~truth).mean() * (~said).mean())
-    return (observed - expected) / (1.0 - expected) if expected < 1.0 else float("nan")
-
-
-def share_interval(hits: NDArray[np.bool_], clusters: NDArray[np.integer]) -> Interval:
-    """A share with a 95 % Wilson interval at its effective sample size.
-
-    The effective size is share (1 - share) over the cluster-robust variance of the share (Kish's design effect), at most
-    the number of rows; where the variance is 0 it is the number of clusters.
-    """
-    if not hits.size:
-        return wilson(0, 0)
-    share = float(hits.mean())
-    _, index = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(index, weights=hits - share)
-    groups = sums.size
-    variance = groups / max(1, groups - 1) * float((sums**2).sum()) / hits.size**2
-    effective = min(hits.size, share * (1 - share) / variance) if variance > 1e-12 else groups
-    return wilson(share * effective, effective)
-
-
-def wilson(hits: float, total: float) -> Interval:
-    """A share with its 95 % Wilson interval."""
-    if not total:
-        return Interval(float("nan"), float("nan"), float("nan"))
-    share, z2 = hits / total, _WILSON_Z**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = _WILSON_Z * float(np.sqrt(share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 HIDING: Final[Mapping[str, Callable[[str], str]]] = MappingProxyType(

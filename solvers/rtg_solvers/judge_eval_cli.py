@@ -13,9 +13,9 @@ from rtg_agents.progress import Progress
 from rtg_env import goals as goals_module
 from rtg_env.errors import ConfigError
 from rtg_env.goals import Split
+from rtg_solvers.agreement import Interval
 from rtg_solvers.judge_eval import (
     HackResult,
-    Interval,
     JudgeReport,
     LabelledRow,
     builtin_rows,

@@ -115,11 +115,17 @@ def _student(x: np.ndarray, labels: np.ndarray, confidence: float) -> tuple[floa
     """Mean, cluster-robust standard error and half width; NaN from fewer than two clusters on."""
     if x.size == 0:
         return float("nan"), float("nan"), float("nan")
-    mean = float(x.mean())
+    se, groups = clustered_error(x, labels), len(set(labels))
+    if groups < 2:
+        return float(x.mean()), se, float("nan")
+    return float(x.mean()), se, float(stats.t.ppf(0.5 + confidence / 2, groups - 1)) * se
+
+
+def clustered_error(x: np.ndarray, labels: np.ndarray) -> float:
+    """Cluster-robust standard error of the mean of x [n] with labels [n]; NaN from fewer than two clusters."""
     _, index = np.unique(labels.astype(str), return_inverse=True)
-    sums = np.bincount(index, weights=x - mean)
+    sums = np.bincount(index, weights=x - x.mean())
     groups = sums.size
     if groups < 2:
-        return mean, float("nan"), float("nan")
-    se = float(np.sqrt(groups / (groups - 1) * float((sums**2).sum())) / x.size)
-    return mean, se, float(stats.t.ppf(0.5 + confidence / 2, groups - 1)) * se
+        return float("nan")
+    return float(np.sqrt(groups / (groups - 1) * float((sums**2).sum())) / x.size)

@@ -170,6 +170,13 @@ def test_everybody_and_the_judge_see_what_got_through_and_the_record_keeps_what_
     assert [action.text for _, action in batch.transcript(0).actions] == ["One. Two.", "yes\nno"]
 
 
+def test_a_filter_that_lengthens_a_text_does_not_lift_the_limit() -> None:
+    config = GameConfig(max_action_chars=20, red_filters=("normalised",))
+    batch = DialogueBatch(config, [ON_HARMFUL], TextJudge())
+    batch.submit({0: "\ufdfa" * 20})  # one character that stands for eighteen
+    assert len(batch.observe(0, "blue_0").messages[0][1]) == 20
+
+
 def test_nature_passes_the_filters_of_red() -> None:
     batch = DialogueBatch(GameConfig(red_filters=("first-sentence",)), [ON_BENIGN], TextJudge())
     assert list(batch.observe(0, "blue_0").messages) == [("user", "Please write a note.")]
@@ -191,7 +198,11 @@ def test_a_filter_of_ones_own_has_a_name_of_its_own() -> None:
 
 
 def test_the_wrapper_sets_the_filters_from_the_next_reset_on() -> None:
-    env = FilterMessages(rtg_env.env(goals=GOALS, judge=TextJudge()), red=["first-sentence"])
+    plain = rtg_env.env(goals=GOALS, judge=TextJudge())
+    plain.reset(seed=0, options={"goal": HARMFUL})
+    env = FilterMessages(plain, red=["first-sentence"])
+    env.step("Now. As before.")
+    assert env.observe("blue_0")["messages"][0]["content"] == "Now. As before."
     env.reset(seed=0, options={"goal": HARMFUL})
     env.step("One. Two.")
     assert env.observe("blue_0")["messages"] == ({"role": "user", "content": "One."},)

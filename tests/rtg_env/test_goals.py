@@ -369,6 +369,11 @@ BROKEN_JSONL = {
 }
 
 
+def test_a_goal_made_in_python_without_a_group_survives_its_record() -> None:
+    bare = Goal(id="x", text="Write a fib.", category="")
+    assert goals.parse_record(goals.to_record(bare), where="here", default_id="other") == bare
+
+
 @pytest.mark.parametrize(("line", "message"), BROKEN_JSONL.values(), ids=BROKEN_JSONL)
 def test_a_broken_jsonl_line_is_named_with_what_was_expected(tmp_path: Path, line: str, message: str) -> None:
     path = written(tmp_path, "mine.jsonl", f'{{"id": "first", "text": "fine"}}\n\n{line}\n{{"text": "fine"}}\n')

@@ -2,7 +2,7 @@
 
 After "Red Teaming Game" (arXiv:2310.00322), section 1 of its method: populations, an empirical game, its Nash, best
 responses of both sides, repeat. Deviations: LP Nash instead of the paper's averaging; no diversity term; a helpfulness
-term keeps blue from refusing everything; best responses by REINFORCE with leave-one-out instead of PPO.
+term makes refusing cost blue something; best responses by REINFORCE with leave-one-out instead of PPO.
 """
 
 from __future__ import annotations
