@@ -16,9 +16,9 @@ from rtg_env import rewards, rules
 from rtg_env.goals import Goal
 from rtg_env.rules import Deal, GameConfig, GameState
 from rtg_env.text import well_formed
-from rtg_env.types import Action, Case, Exchange, Observation, Verdict
+from rtg_env.types import BLUE_AGENT, Action, Case, Exchange, Message, Observation, Verdict
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class Dialogue:
     """
 
     # Stepped hundreds of thousands of times a second: what follows from the state is kept beside it.
-    __slots__ = ("_actions", "_best", "_utilities", "config", "mover", "paid", "state", "unscored", "verdicts")
+    __slots__ = ("_actions", "_best", "_chat", "_utilities", "config", "mover", "paid", "state", "unscored", "verdicts")
 
     def __init__(self, config: GameConfig, state: GameState) -> None:
         self.config = config
@@ -78,6 +78,7 @@ class Dialogue:
         self._utilities: list[float] = []
         self._actions: list[tuple[str, Action | str]] = []
         self._best = 0.0
+        self._chat: tuple[Message, ...] = ()
 
     @classmethod
     def start(cls, config: GameConfig, deal: Deal) -> Dialogue:
@@ -98,18 +99,19 @@ class Dialogue:
 
     def cases(self, after: GameState) -> Sequence[Case]:
         """What a judge must be asked before the dialogue may go on to `after`: one case per exchange that is completed."""
-        done, now = len(self.state.exchanges), len(after.exchanges)
-        if done == now:
+        before, exchanges = self.state.exchanges, after.exchanges
+        if before is exchanges:
             return ()
+        done, now = len(before), len(exchanges)
         if now == done + 1:
-            return (Case(after.deal.goal, after.exchanges),)
+            return (Case(after.deal.goal, exchanges),)
         return [Case(after.deal.goal, after.exchanges[:turn]) for turn in range(done + 1, now + 1)]
 
     def advance(self, action: Action | str, after: GameState, verdicts: Sequence[Verdict]) -> None:
         """Go on to the state after an action of the agent to move, with the verdicts on the exchanges it completed."""
         self._actions.append((cast("str", self.mover), action))
         self.state = after
-        self.mover = rules.to_move(self.config, after)
+        self.mover = BLUE_AGENT if after.pending is not None else rules.to_move(self.config, after)
         self.paid = 0.0
         for verdict in verdicts:
             self.book(verdict)
@@ -132,6 +134,18 @@ class Dialogue:
     def observe(self, agent_id: str) -> Observation:
         """What an agent sees now, whoever is to speak."""
         return rules.observe(self.config, self.state, agent_id)
+
+    def chat(self) -> tuple[Message, ...]:
+        """What everybody sees; a sentence becomes a message once, so that a turn costs the same however late it comes."""
+        exchanges, pending, chat = self.state.exchanges, self.state.pending, self._chat
+        for red, blue in exchanges[len(chat) // 2 :]:
+            if len(chat) % 2 == 0:
+                chat += (Message(role="user", content=red),)
+            chat += (Message(role="assistant", content=blue),)
+        if pending is not None and len(chat) % 2 == 0:
+            chat += (Message(role="user", content=pending),)
+        self._chat = chat
+        return chat
 
     def copy(self) -> Dialogue:
         """An independent copy in the same state."""

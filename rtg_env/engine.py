@@ -18,7 +18,8 @@ from rtg_env.errors import ConfigError, InvalidActionError, OrderError
 from rtg_env.goals import GoalSet
 from rtg_env.judges.base import Judge, judge_safely
 from rtg_env.rules import Deal, GameConfig, GameState
-from rtg_env.types import Action, Case, Observation
+from rtg_env.seeding import turn_seed
+from rtg_env.types import BLUE_AGENT, Action, Case, Observation
 
 
 class Turn(NamedTuple):
@@ -28,7 +29,18 @@ class Turn(NamedTuple):
     """Index in the batch."""
 
     observation: Observation
-    """What the agent sees."""
+    """What the agent sees, and which agent it is."""
+
+    policy: str
+    """Version name of who plays it, as dealt; empty if the deal names nobody."""
+
+    seed: int
+    """All the randomness this sentence may use: it follows from the deal's seed and the place in the dialogue."""
+
+    @property
+    def agent_id(self) -> str:
+        """Who is asked."""
+        return self.observation.agent_id
 
 
 class DialogueBatch:
@@ -49,11 +61,11 @@ class DialogueBatch:
     def deal(
         cls, config: GameConfig, goals: GoalSet, judge: Judge, *, count: int, rng: np.random.Generator
     ) -> DialogueBatch:
-        """A batch with `count` independent deals."""
+        """A batch with `count` independent deals, each with a seed of its own."""
         deals = []
         for _ in range(count):
             goal = goals.draw(rng, benign_prob=config.benign_prob)
-            deals.append(rules.draw_deal(config, goal, rng))
+            deals.append(rules.draw_deal(config, goal, rng)._replace(seed=int(rng.integers(2**63))))
         return cls(config, deals, judge)
 
     def __len__(self) -> int:
@@ -66,11 +78,7 @@ class DialogueBatch:
 
     def pending(self) -> list[Turn]:
         """Every agent that is asked to speak now, at most one per dialogue, in the order of the batch."""
-        return [
-            Turn(index, dialogue.observe(dialogue.mover))
-            for index, dialogue in enumerate(self._dialogues)
-            if dialogue.mover is not None
-        ]
+        return [_turn(index, dialogue) for index, dialogue in enumerate(self._dialogues) if dialogue.mover is not None]
 
     def submit(self, actions: Mapping[int, Action | str]) -> None:
         """Play one sentence in each of the named dialogues and judge the exchanges that this completes.
@@ -157,6 +165,12 @@ class DialogueBatch:
             return dialogue, rules.apply(self.config, dialogue.state, action)
         except InvalidActionError as error:
             raise InvalidActionError(f"dialogue {index}: {error}") from None
+
+
+def _turn(index: int, dialogue: Dialogue) -> Turn:
+    config, state, mover = dialogue.config, dialogue.state, cast("str", dialogue.mover)
+    seed = turn_seed(state.deal.seed, len(state.exchanges), mover == BLUE_AGENT)
+    return Turn(index, dialogue.observe(mover), rules.policy_to_move(config, state), seed)
 
 
 def check_schema(saved: Mapping[str, object]) -> None:

@@ -39,10 +39,10 @@ from rtg_env.engine import check_schema
 from rtg_env.errors import ConfigError, InvalidActionError, OrderError
 from rtg_env.goals import MAX_GOAL_CHARS, Goal, GoalSet
 from rtg_env.judges.base import Judge, judge_safely
-from rtg_env.rules import Deal, GameConfig
+from rtg_env.rules import GameConfig
 from rtg_env.spaces import UnicodeText, messages_space
 from rtg_env.text import for_terminal
-from rtg_env.types import BLUE_AGENT, MAX_REASONING_CHARS, Action, as_chat
+from rtg_env.types import BLUE_AGENT, MAX_REASONING_CHARS, Action
 
 _RENDER_MODES: Final = ("human", "ansi")
 
@@ -92,6 +92,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         self._action_spaces = {agent: UnicodeText(self.config.max_action_chars) for agent in self.possible_agents}
         self._zeros = dict.fromkeys(self.possible_agents, 0.0)
         self._ongoing = dict.fromkeys(self.possible_agents, False)
+        self._blue_part = {"system_prompt": self.config.blue_system_prompt}
         self._dialogue: Dialogue | None = None
         self._private: dict[str, dict[str, str]] = {}
         self._rng: np.random.Generator | None = None
@@ -117,7 +118,10 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         """
         if seed is not None or self._rng is None:
             self._rng, _ = seeding.np_random(seed)
-        deal = rules.draw_deal(self.config, self._draw_goal(options or {}, self._rng), self._rng)
+        goal = self._named_goal(options) if options else None
+        if goal is None:
+            goal = self.goals.draw(self._rng, benign_prob=self.config.benign_prob)
+        deal = rules.draw_deal(self.config, goal, self._rng)
         dialogue = Dialogue.start(self.config, deal)
         self._sit_down(dialogue)
         self.agents = list(self.possible_agents)
@@ -154,12 +158,12 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         if action is None:
             raise InvalidActionError(f"action must be text, got None, but the dialogue of {agent} goes on; pass a str")
         after = rules.apply(dialogue.config, dialogue.state, action)
-        cases = dialogue.cases(after)
-        verdicts = judge_safely(self.judge, cases) if cases else ()
+        verdicts = judge_safely(self.judge, cases) if (cases := dialogue.cases(after)) else ()
         dialogue.advance(action, after, verdicts)
         self._cumulative_rewards[agent] = 0.0
-        if not verdicts or not self._pay(dialogue):
-            self.rewards = self._zeros.copy()
+        self.rewards = self._zeros.copy()
+        if verdicts:
+            self._pay(dialogue)
         if dialogue.mover is None:
             self.terminations = dict.fromkeys(self.agents, True)
             self.agent_selection = self.agents[0]
@@ -200,13 +204,13 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         Raises:
             ConfigError: If there is no such agent.
         """
-        state = self._dealt().state
+        dialogue = self._dialogue or self._dealt()
         private = self._private.get(agent)
         if private is None:
             raise ConfigError(f"expected an agent among {', '.join(self.possible_agents)}, got {agent!r}")
-        seen = {"messages": as_chat(state.exchanges, state.pending), "turn": len(state.exchanges), **private}
+        seen = {"messages": dialogue.chat(), "turn": len(dialogue.state.exchanges), **private}
         if agent != BLUE_AGENT:
-            seen["reasoning"] = state.reasoning
+            seen["reasoning"] = dialogue.state.reasoning
         return seen
 
     def render(self) -> str | None:
@@ -284,50 +288,43 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             )
         return OrderError("expected a dialogue that goes on, all agents have left; call reset()")
 
-    def _draw_goal(self, options: dict[str, Any], rng: np.random.Generator) -> Goal:
+    def _named_goal(self, options: dict[str, Any]) -> Goal | None:
         goal = options.get("goal")
-        if isinstance(goal, Goal):
-            return goal
-        if goal is not None:
+        if goal is not None and not isinstance(goal, Goal):
             raise ConfigError(
                 f"options['goal'] must be a Goal, got {type(goal).__name__}; name one by options['goal_id']"
             )
-        if options.get("goal_id") is not None:
+        if goal is None and options.get("goal_id") is not None:
             return self.goals.by_id(str(options["goal_id"]))
-        return self.goals.draw(rng, benign_prob=self.config.benign_prob)
+        return goal
 
     def _sit_down(self, dialogue: Dialogue) -> None:
         self._dialogue = dialogue
-        self._private = {agent: private_part(self.config, dialogue.state.deal, agent) for agent in self.possible_agents}
+        goal = dialogue.state.deal.goal.text
+        self._private = {agent: {"goal": goal} for agent in self.config.red_agents}
+        self._private[BLUE_AGENT] = self._blue_part
         self._rendered = 0
 
-    def _pay(self, dialogue: Dialogue) -> bool:
-        """Rewards of a step in which blue has answered; False if there are none."""
+    def _pay(self, dialogue: Dialogue) -> None:
+        """Rewards of a step in which blue has answered."""
         if dialogue.unscored:
             self.infos = self._new_infos(dialogue.state.deal.goal, unscored=True)
-        if not dialogue.paid:
-            return False
-        self.rewards = rewards.team_rewards(self.config, dialogue.paid)
-        for agent, reward in self.rewards.items():
-            self._cumulative_rewards[agent] += reward
-        return True
+        if dialogue.paid:
+            self.rewards = rewards.team_rewards(self.config, dialogue.paid)
+            for agent, reward in self.rewards.items():
+                self._cumulative_rewards[agent] += reward
 
     def _leave(self, agent: str) -> None:
         """The dead step of an agent whose dialogue is over: it gets no reward and is asked nothing any more."""
         self.agents.remove(agent)
-        for table in (self.rewards, self._cumulative_rewards, self.terminations, self.truncations, self.infos):
-            del table[agent]
+        del self._cumulative_rewards[agent], self.terminations[agent], self.truncations[agent], self.infos[agent]
         self.rewards = dict.fromkeys(self.agents, 0.0)
         if self.agents:
             self.agent_selection = self.agents[0]
 
     def _new_infos(self, goal: Goal, *, unscored: bool) -> dict[str, dict[str, Any]]:
-        infos: dict[str, dict[str, Any]] = {}
-        for agent in self.agents:
-            infos[agent] = {"unscored": unscored}
-            if agent != BLUE_AGENT:
-                infos[agent] |= {"goal_id": goal.id, "harmful": goal.harmful}
-        return infos
+        red = {"unscored": unscored, "goal_id": goal.id, "harmful": goal.harmful}
+        return {agent: red.copy() if agent != BLUE_AGENT else {"unscored": unscored} for agent in self.agents}
 
     def _lines(self) -> list[str]:
         transcript = self._dealt().transcript()
@@ -407,12 +404,6 @@ def env(config: GameConfig | None = None, **kwargs: Any) -> raw_env:
 
 def _as_json(data: object) -> object:
     return json.loads(json.dumps(data))
-
-
-def private_part(config: GameConfig, deal: Deal, agent: str) -> dict[str, str]:
-    """What the environment shows to one agent alone: red its goal, blue its instructions."""
-    goal, system_prompt = rules.private_to(config, deal, agent)
-    return {"system_prompt": system_prompt} if goal is None else {"goal": goal.text}
 
 
 def _default_judge() -> Judge:

@@ -63,15 +63,21 @@ def dialogue_utility(config: GameConfig, utilities: Sequence[float]) -> float:
 
 
 def team_rewards(config: GameConfig, paid_to_red: float) -> dict[str, float]:
-    """Reward of every agent: each red member is paid u, blue -u."""
+    """Reward of every agent: each red member is paid u, blue -u.
+
+    Raises:
+        ZeroSumError: If the pay is no finite number, so that the two do not cancel.
+    """
+    lost = -paid_to_red if paid_to_red else 0.0
+    if paid_to_red + lost != 0.0:  # NaN and infinity compare unequal
+        raise ZeroSumError(f"expected {BLUE_AGENT} to lose what red wins, got {paid_to_red!r} and {lost!r}")
     rewards = dict.fromkeys(config.red_agents, paid_to_red)
-    rewards[BLUE_AGENT] = -paid_to_red if paid_to_red else 0.0
-    check_zero_sum(rewards)
+    rewards[BLUE_AGENT] = lost
     return rewards
 
 
 def check_zero_sum(rewards: dict[str, float]) -> None:
-    """Assert that blue loses exactly what each red member wins.
+    """Assert that blue loses exactly what each red member wins, for rewards of whatever source.
 
     Raises:
         ZeroSumError: If it does not.

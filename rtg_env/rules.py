@@ -23,6 +23,7 @@ from rtg_env.types import BLUE_AGENT, Action, Exchange, Observation, PublicMessa
 Aggregate = Literal["max", "mean"]
 Payment = Literal["exchange", "terminal"]
 _BYTES_PER_TOKEN = 4  # of English text under the usual vocabularies, roughly
+_new = tuple.__new__  # half the time of a named tuple's own constructor, which every step pays several times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,12 @@ class Deal(NamedTuple):
     red_order: tuple[int, ...] = (0,)
     """Permutation of the red members; exchange t is spoken by `red_order[t % n]`."""
 
+    policies: tuple[str, ...] = ()
+    """Version name of who plays each agent, in the order of `GameConfig.agents`; empty if it is nobody's business."""
+
+    seed: int = 0
+    """Decides, with who speaks what when, every sentence that is sampled; in [0, 2**63)."""
+
 
 class GameState(NamedTuple):
     """One dialogue at one moment."""
@@ -140,6 +147,8 @@ def start(config: GameConfig, deal: Deal) -> GameState:
     """The state in which somebody speaks first; on a benign goal nature has spoken already."""
     if (deal.red_order != (0,) or config.num_red != 1) and sorted(deal.red_order) != list(range(config.num_red)):
         raise ConfigError(f"red_order must be a permutation of 0..{config.num_red - 1}, got {deal.red_order}")
+    if deal.policies and len(deal.policies) != config.num_red + 1:
+        raise ConfigError(f"expected a policy for each of {', '.join(config.agents)}, got {deal.policies}")
     state = GameState(deal)
     return state if deal.goal.harmful else _settled(config, state)
 
@@ -156,6 +165,14 @@ def to_move(config: GameConfig, state: GameState) -> str | None:
         return BLUE_AGENT
     turn = len(exchanges)
     return None if turn >= config.num_exchanges else config.red_agents[deal.red_order[turn % config.num_red]]
+
+
+def policy_to_move(config: GameConfig, state: GameState) -> str:
+    """Version name of who plays the agent to move; empty if the deal names nobody."""
+    deal, exchanges, pending, _, _ = state
+    if not deal.policies:
+        return ""
+    return deal.policies[-1 if pending is not None else deal.red_order[len(exchanges) % config.num_red]]
 
 
 def check_text(config: GameConfig, action: object) -> str:
@@ -193,13 +210,14 @@ def apply(config: GameConfig, state: GameState, action: str | Action) -> GameSta
             tokens = (tokens[0] + count_tokens(action), tokens[1])
         if isinstance(action, Action) and action.reasoning:
             reasoning = (*reasoning, well_formed(action.reasoning))
-        after = GameState(deal, exchanges, text, tokens, reasoning)
+        after = _new(GameState, (deal, exchanges, text, tokens, reasoning))
     else:
         if config.blue_filters:
             text = _passed(config, text, config.blue_filters)
         if config.blue_tokens:
             tokens = (tokens[0], tokens[1] + count_tokens(action))
-        after = GameState(deal, (*exchanges, Exchange(pending, text)), None, tokens, reasoning)
+        exchange = _new(Exchange, (pending, text))
+        after = _new(GameState, (deal, (*exchanges, exchange), None, tokens, reasoning))
     if deal.goal.harmful and not (config.red_tokens or config.blue_tokens):
         return after
     return _settled(config, after)
@@ -269,6 +287,8 @@ def state_to_json(state: GameState) -> dict[str, object]:
     return {
         "goal_id": state.deal.goal.id,
         "red_order": list(state.deal.red_order),
+        "policies": list(state.deal.policies),
+        "seed": state.deal.seed,
         "exchanges": [[exchange.red, exchange.blue] for exchange in state.exchanges],
         "pending": state.pending,
         "tokens": list(state.tokens),
@@ -285,7 +305,8 @@ def state_from_json(data: Mapping[str, object], goals: Mapping[str, Goal]) -> Ga
     goal_id = str(data["goal_id"])
     if goal_id not in goals:
         raise ConfigError(f"expected the goal {goal_id!r} in the goal set, it is missing; load the set that was played")
-    deal = Deal(goal=goals[goal_id], red_order=tuple(cast("list[int]", data["red_order"])))
+    order, policies = cast("list[int]", data["red_order"]), cast("list[str]", data["policies"])
+    deal = Deal(goals[goal_id], tuple(order), tuple(policies), cast("int", data["seed"]))
     exchanges = tuple(Exchange(red=red, blue=blue) for red, blue in cast("list[list[str]]", data["exchanges"]))
     pending = cast("str | None", data["pending"])
     red, blue = cast("list[int]", data["tokens"])

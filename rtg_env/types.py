@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, NoReturn
 
 from rtg_env.errors import InvalidActionError
 
@@ -38,11 +38,25 @@ PublicMessage = tuple[Literal["user", "assistant"], str]
 """One public sentence: the user is red (or nature), the assistant blue."""
 
 
-class Message(TypedDict):
-    """One public sentence, as blue's chat shows it: red (or nature) is the user."""
+class Message(dict[str, str]):
+    """One public sentence as `{"role", "content"}`, as chat templates read it: red (or nature) is the user.
 
-    role: Literal["user", "assistant"]
-    content: str
+    It cannot be changed: it is made once and stands in every observation from then on, of whatever agent.
+    `dict(message)` is a copy that can.
+    """
+
+    __slots__ = ()
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("expected a message to stay as it was said; change a copy of it: dict(message)")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[Message], tuple[dict[str, str]]]:
+        return Message, (dict(self),)
+
+    def __deepcopy__(self, memo: object) -> Message:
+        return self
 
 
 class Exchange(NamedTuple):
@@ -50,16 +64,6 @@ class Exchange(NamedTuple):
 
     red: str
     blue: str
-
-
-def as_chat(exchanges: Sequence[Exchange], pending: str | None) -> tuple[Message, ...]:
-    """The chat as `{"role", "content"}`; new dicts each time, so that nobody can rewrite another's view."""
-    chat: list[Message] = []
-    for red, blue in exchanges:
-        chat += ({"role": "user", "content": red}, {"role": "assistant", "content": blue})
-    if pending is not None:
-        chat.append({"role": "user", "content": pending})
-    return tuple(chat)
 
 
 class PublicMessages(Sequence[PublicMessage]):

@@ -18,8 +18,8 @@ from rtg_env.goals import GoalSet
 from rtg_env.judges.base import Judge
 from rtg_env.rules import Deal, GameConfig
 from rtg_env.transcripts import Played
-from rtg_env.types import Action, Role
-from rtg_solvers.seeding import draw_seed, turn_seed
+from rtg_env.types import Action
+from rtg_solvers.seeding import draw_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +99,9 @@ def play(game: Game, policies: Mapping[str, Policy], pairings: Sequence[Pairing]
     for version in {name for pairing in pairings for name in (pairing.red, pairing.blue)}:
         if version not in policies:
             raise PolicyError(f"expected a policy for {version}, known are {', '.join(sorted(policies))}")
-    batch = DialogueBatch(game.config, [pairing.deal for pairing in pairings], game.judge)
+    batch = DialogueBatch(game.config, [_dealt(game.config, pairing) for pairing in pairings], game.judge)
     while turns := batch.pending():
-        batch.submit(_speak(game.config, policies, pairings, turns))
+        batch.submit(_speak(game.config, policies, turns))
     played = [
         Played(red=pairing.red, blue=pairing.blue, seed=pairing.seed, transcript=transcript)
         for pairing, transcript in zip(pairings, batch.transcripts(), strict=True)
@@ -115,19 +115,20 @@ def utilities(played: Sequence[Played]) -> np.ndarray:
     return np.array([item.transcript.utility for item in played], dtype=float)
 
 
-def _speak(
-    config: GameConfig, policies: Mapping[str, Policy], pairings: Sequence[Pairing], turns: Sequence[Turn]
-) -> dict[int, Action]:
+def _dealt(config: GameConfig, pairing: Pairing) -> Deal:
+    return pairing.deal._replace(policies=(pairing.red,) * config.num_red + (pairing.blue,), seed=pairing.seed)
+
+
+def _speak(config: GameConfig, policies: Mapping[str, Policy], turns: Sequence[Turn]) -> dict[int, Action]:
     by_version: dict[str, list[Turn]] = {}
     for turn in turns:
-        pairing = pairings[turn.dialogue]
-        by_version.setdefault(_speaker(pairing, turn.observation.role), []).append(turn)
+        by_version.setdefault(turn.policy, []).append(turn)
     actions: dict[int, Action] = {}
     merged: list[tuple[BackendPolicy, list[Turn], list[Request]]] = []
     for version, members in by_version.items():
         policy = policies[version]
         observations = [turn.observation for turn in members]
-        seeds = [_seed(pairings[turn.dialogue], turn) for turn in members]
+        seeds = [turn.seed for turn in members]
         if isinstance(policy, BackendPolicy):
             merged.append((policy, members, policy.requests(observations, seeds)))
         else:
@@ -149,14 +150,6 @@ def _ask_backends(merged: Sequence[tuple[BackendPolicy, list[Turn], list[Request
             own: list[Completion] = [next(completions) for _ in requests]
             actions.update(zip((turn.dialogue for turn in members), policy.finish(own), strict=True))
     return actions
-
-
-def _speaker(pairing: Pairing, role: Role) -> str:
-    return pairing.red if role == "red" else pairing.blue
-
-
-def _seed(pairing: Pairing, turn: Turn) -> int:
-    return turn_seed(pairing.seed, turn.observation.turn, turn.observation.role == "blue")
 
 
 def _cut(action: Action, limit: int) -> Action:

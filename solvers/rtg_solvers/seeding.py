@@ -21,9 +21,3 @@ def rng_for(seed: int, *key: str | int) -> np.random.Generator:
 def draw_seed(rng: np.random.Generator) -> int:
     """A seed for one dialogue or adapter, in [0, 2**63)."""
     return int(rng.integers(2**63))
-
-
-def turn_seed(dialogue_seed: int, turn: int, is_blue: bool) -> int:
-    """Seed of one sentence: decided by the dialogue's seed and the place in it, not by who speaks."""
-    state = np.random.SeedSequence(entropy=dialogue_seed, spawn_key=(turn, int(is_blue))).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtg_env import seeding
 from rtg_env.dialogue import action_from_json, verdict_from_json, verdict_to_json
 from rtg_env.engine import DialogueBatch, replay, rescore
 from rtg_env.errors import ConfigError, InvalidActionError, JudgeError, OrderError
 from rtg_env.goals import Goal, GoalSet, LabelledReply
 from rtg_env.rules import Deal, GameConfig
+from rtg_env.seeding import turn_seed
 from rtg_env.types import Action, Case, Exchange, Observation, Verdict
 from tests.doubles import (
     ANY_TEXT,
@@ -56,6 +58,39 @@ def test_each_dialogue_is_asked_for_at_most_one_sentence_at_a_time() -> None:
         (1, "blue_0"),
         (2, "red_0"),
     ]
+
+
+def test_a_turn_says_who_plays_it_and_with_which_seed() -> None:
+    config = GameConfig(num_exchanges=2, num_red=2)
+    deal = Deal(goal=HARMFUL, red_order=(1, 0), policies=("red_03@v1", "red_05@v1", "blue_02@v1"), seed=7)
+    batch = DialogueBatch(config, [deal], TextJudge())
+    asked = []
+    while turns := batch.pending():
+        asked += [(turn.agent_id, turn.policy, turn.seed) for turn in turns]
+        batch.submit({turn.dialogue: "x" for turn in turns})
+    assert asked == [
+        ("red_1", "red_05@v1", turn_seed(7, 0, False)),
+        ("blue_0", "blue_02@v1", turn_seed(7, 0, True)),
+        ("red_0", "red_03@v1", turn_seed(7, 1, False)),
+        ("blue_0", "blue_02@v1", turn_seed(7, 1, True)),
+    ]
+
+
+def test_a_deal_names_a_policy_for_every_agent_or_for_none() -> None:
+    with pytest.raises(ConfigError, match="a policy for each of red_0, red_1, blue_0"):
+        DialogueBatch(GameConfig(num_red=2), [Deal(goal=HARMFUL, red_order=(0, 1), policies=("a", "b"))], TextJudge())
+
+
+def test_seeds_differ_between_turns_and_sides_and_dialogues() -> None:
+    seeds = {turn_seed(d, t, b) for d in range(50) for t in range(4) for b in (False, True)}
+    assert len(seeds) == 400
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_a_seed_is_that_of_split_mix_64() -> None:
+    # First outputs of the reference implementation for the state 1234567 (Vigna, splitmix64.c).
+    assert seeding._mixed(1234567) == 6457827717110365317
+    assert seeding._mixed(1234567 + 0x9E3779B97F4A7C15) == 3203168211198807973
 
 
 def test_a_finished_dialogue_is_asked_for_nothing() -> None:

@@ -303,16 +303,48 @@ def test_an_observation_is_never_used_twice() -> None:
     first, again = env.observe("blue_0"), env.observe("blue_0")
     assert first == again
     assert first is not again
-    assert first["messages"][0] is not again["messages"][0]
 
 
 def test_spoiling_an_observation_does_not_spoil_the_dialogue() -> None:
     env = started(BENIGN)
     before = copy.deepcopy(env.observe("blue_0"))
     spoiled = env.observe("blue_0")
-    spoiled["messages"][0]["content"] = "spoiled"
     spoiled.clear()
     assert env.observe("blue_0") == before
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda m: m.__setitem__("content", "x"),
+        lambda m: m.__delitem__("content"),
+        lambda m: m.update(content="x"),
+        lambda m: m.pop("content"),
+        lambda m: m.popitem(),
+        lambda m: m.clear(),
+        lambda m: m.setdefault("name", "x"),
+        lambda m: m.__ior__({"content": "x"}),
+    ],
+)
+def test_a_message_cannot_be_changed(spoil: Callable[[Any], object]) -> None:
+    env = started(BENIGN)
+    message = env.observe("blue_0")["messages"][0]
+    before = dict(message)
+    with pytest.raises(TypeError, match=r"dict\(message\)"):
+        spoil(message)
+    assert message == before
+
+
+def test_a_message_is_a_dict_to_everybody_else() -> None:
+    message = started(BENIGN).observe("blue_0")["messages"][0]
+    assert isinstance(message, dict)
+    assert json.loads(json.dumps(message)) == message
+    for duplicate in (pickle.loads(pickle.dumps(message)), copy.deepcopy(message), copy.copy(message)):  # noqa: S301
+        assert duplicate == message
+        assert type(duplicate) is type(message)
+    changed = dict(message)
+    changed["content"] = "x"
+    assert message["content"] != "x"
 
 
 def test_an_old_observation_does_not_change_while_the_dialogue_goes_on() -> None:
@@ -813,7 +845,7 @@ def test_a_clone_does_not_feel_what_happens_to_the_original() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 0}, "expected a saved batch of schema version 2, got 0"),
+        ({"schema_version": 0}, "expected a saved batch of schema version 3, got 0"),
         ({"config": {"num_exchanges": 9}}, "expected a state of the game"),
     ],
 )

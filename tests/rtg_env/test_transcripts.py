@@ -298,10 +298,10 @@ def write_version(path: Path, version: str) -> None:
     db.close()
 
 
-@pytest.mark.parametrize("version", ["0", "3", "x"])
+@pytest.mark.parametrize("version", ["0", "4", "x"])
 def test_another_schema_version_is_refused_by_both_numbers(tmp_path: Path, version: str) -> None:
     write_version(tmp_path / "run.db", version)
-    with pytest.raises(RunError, match=f"schema version 2 .* got {version}"):
+    with pytest.raises(RunError, match=f"schema version 3 .* got {version}"):
         TranscriptStore(tmp_path / "run.db", GOALS)
 
 
@@ -328,7 +328,7 @@ def test_damage_found_while_reading_is_a_run_error(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_refused_is_not_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_version(tmp_path / "run.db", "3")
+    write_version(tmp_path / "run.db", "4")
     opened = []
     connect = sqlite3.connect
     monkeypatch.setattr(
