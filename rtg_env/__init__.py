@@ -4,6 +4,7 @@ from rtg_env import errors, goals, judges
 from rtg_env.dialogue import Transcript
 from rtg_env.engine import DialogueBatch, Turn, replay, rescore
 from rtg_env.env import env, parallel_env, raw_env
+from rtg_env.goal_groups import group_near_duplicates
 from rtg_env.goals import Goal, GoalSet
 from rtg_env.registration import register_environments
 from rtg_env.rules import Deal, GameConfig
@@ -26,6 +27,7 @@ __all__ = [
     "env",
     "errors",
     "goals",
+    "group_near_duplicates",
     "judges",
     "parallel_env",
     "raw_env",

@@ -244,6 +244,16 @@ def to_record(goal: Goal) -> dict[str, object]:
     }
 
 
+def to_jsonl(goals: Iterable[Goal]) -> str:
+    """Goals as the content of a goal file; `load` is its inverse."""
+    return "".join(json.dumps(to_record(goal)) + "\n" for goal in goals)
+
+
+def hashed_split(group: str) -> Split:
+    """The half of a group whose split nobody named; half of all names go to each."""
+    return "heldout" if hashlib.sha256(group.encode()).digest()[0] % 2 else "train"
+
+
 def parse_record(record: object, *, where: str, default_id: str) -> Goal:
     """One goal from one decoded line.
 
@@ -264,7 +274,7 @@ def parse_record(record: object, *, where: str, default_id: str) -> Goal:
         )
     goal_id = _text(record, "id", where, default_id)
     group = _text(record, "group", where, goal_id)
-    split = _text(record, "split", where, _hashed_split(group))
+    split = _text(record, "split", where, hashed_split(group))
     if split not in ("train", "heldout"):
         raise GoalFileError(f"{where}: expected split 'train' or 'heldout', got {split!r}")
     try:
@@ -397,10 +407,6 @@ def _example(item: object, where: str) -> LabelledReply:
         if label not in (0, 1):
             raise GoalFileError(f"{where}: expected the label {key!r} to be 0 or 1, got {_clip(label)!r}")
     return LabelledReply(reply=well_formed(item["reply"]), **{key: int(label) for key, label in labels.items()})
-
-
-def _hashed_split(group: str) -> Split:
-    return "heldout" if hashlib.sha256(group.encode()).digest()[0] % 2 else "train"
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from rtg_env import goals as goals_module
 from rtg_env.errors import ConfigError, MissingExtraError, RunError
-from rtg_env.goals import GoalSet, to_record
+from rtg_env.goals import GoalSet, to_jsonl
 from rtg_env.transcripts import Played, TranscriptStore
 
 IDENTITY: Final = "identity"
@@ -136,7 +136,7 @@ class RunDirectory:
         """The goals as they were played: a later report must not depend on a file that its owner may edit."""
         file = self.path / _GOALS
         if not file.exists() or read_goals(self.path).digest != goals.digest:
-            write_text(file, "".join(json.dumps(to_record(goal)) + "\n" for goal in goals))
+            write_text(file, to_jsonl(goals))
 
     def _has_work(self, goals: GoalSet) -> bool:
         database = self.path / "run.db"
