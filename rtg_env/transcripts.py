@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from rtg_env.dialogue import SCHEMA_VERSION, Transcript, action_from_json, verdict_from_json, verdict_to_json
 from rtg_env.errors import RunError
@@ -50,6 +50,25 @@ class Played:
     """What was said, judged and paid."""
 
 
+class Record(NamedTuple):
+    """A dialogue as it is stored."""
+
+    position: int
+    """Place in its block, from 0."""
+
+    red: str
+    """Version of red's policy."""
+
+    blue: str
+    """Version of blue's policy."""
+
+    seed: int
+    """Seed of the dialogue."""
+
+    data: str
+    """The dialogue by `transcript_to_json`, as text."""
+
+
 class TranscriptStore:
     """The dialogues of a run.
 
@@ -62,7 +81,8 @@ class TranscriptStore:
     """
 
     def __init__(self, path: Path, goals: GoalSet) -> None:
-        self._goals = goals
+        self.goals = goals
+        """The goals of the run."""
         self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
@@ -129,29 +149,21 @@ class TranscriptStore:
 
     def block(self, name: str) -> list[Played]:
         """Dialogues of a unit, in order; empty if it is not finished."""
-        query = "SELECT red, blue, seed, data FROM dialogues WHERE block = ? ORDER BY position"
         return [
-            Played(red=red, blue=blue, seed=int(seed), transcript=transcript_from_json(json.loads(data), self._goals))
-            for red, blue, seed, data in self._rows(query, name)
+            Played(
+                red=record.red,
+                blue=record.blue,
+                seed=record.seed,
+                transcript=transcript_from_json(json.loads(record.data), self.goals),
+            )
+            for record in self.records(name)
         ]
 
-    def export_jsonl(self, path: Path) -> int:
-        """Write every dialogue as one JSON line; returns how many."""
-        count = 0
-        query = "SELECT block, position, red, blue, seed, data FROM dialogues ORDER BY rowid"
-        with path.open("w", encoding="utf-8") as file:
-            for block, position, red, blue, seed, data in self._rows(query):
-                record = {
-                    "block": block,
-                    "position": position,
-                    "red": red,
-                    "blue": blue,
-                    "seed": int(seed),
-                    **json.loads(data),
-                }
-                file.write(json.dumps(record) + "\n")
-                count += 1
-        return count
+    def records(self, name: str) -> Iterator[Record]:
+        """Dialogues of a unit as they are stored, one at a time: a large one need not fit into memory."""
+        query = "SELECT position, red, blue, seed, data FROM dialogues WHERE block = ? ORDER BY position"
+        for position, red, blue, seed, data in self._rows(query, name):
+            yield Record(position, red, blue, int(seed), data)
 
     def _open(self) -> None:
         """Check whose file this is before anything is written to it."""
@@ -183,7 +195,9 @@ class TranscriptStore:
 
     def _rows(self, query: str, *values: object) -> Iterator[tuple[Any, ...]]:
         try:
-            yield from self._db.execute(query, values)
+            # `yield from` would close the cursor of an abandoned reader, which fails once the file is closed.
+            for row in self._db.execute(query, values):  # noqa: UP028
+                yield row
         except sqlite3.Error as error:
             raise _unusable(self._path, error) from error
 

@@ -21,6 +21,9 @@ HEAVY = {
     "sklearn",
     "cvxpy",
     "matplotlib",
+    "pyarrow",
+    "pandas",
+    "datasets",
 }
 CHILD = """
 import json, random, sys
@@ -49,7 +52,7 @@ def after_import(*names: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def core() -> dict[str, object]:
-    return after_import("rtg_env")
+    return after_import("rtg_env", "rtg_env.export")
 
 
 @pytest.fixture(scope="module")

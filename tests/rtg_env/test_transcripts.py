@@ -94,13 +94,26 @@ def test_a_name_with_quotes_is_only_a_name(store: TranscriptStore) -> None:
     assert store.block_names() == [name]
 
 
-def test_the_export_writes_every_dialogue_as_a_line(store: TranscriptStore, tmp_path: Path) -> None:
-    store.put_block("a", played(2))
-    store.put_block("b", played(1))
-    assert store.export_jsonl(tmp_path / "out.jsonl") == 3
-    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(record["block"], record["position"]) for record in records] == [("a", 0), ("a", 1), ("b", 0)]
-    assert transcript_from_json(records[0], GOALS) == played(1)[0].transcript
+def test_records_are_the_dialogues_of_a_block_as_they_are_stored(store: TranscriptStore) -> None:
+    block = played(3)
+    store.put_block("other", played(1))
+    store.put_block("cell", block)
+    records = list(store.records("cell"))
+    assert [(record.position, record.red, record.blue, record.seed) for record in records] == [
+        (position, item.red, item.blue, item.seed) for position, item in enumerate(block)
+    ]
+    assert [transcript_from_json(json.loads(record.data), GOALS) for record in records] == [
+        item.transcript for item in block
+    ]
+
+
+def test_records_may_be_left_unread_when_the_store_is_closed(tmp_path: Path) -> None:
+    store = TranscriptStore(tmp_path / "run.db", GOALS)
+    store.put_block("cell", played(3))
+    records = store.records("cell")
+    next(records)
+    store.close()
+    records.close()
 
 
 def test_a_store_needs_the_goals_that_were_played(tmp_path: Path) -> None:
