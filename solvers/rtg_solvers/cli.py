@@ -1,4 +1,4 @@
-"""rtg: solve, play, goals, judge-eval, report, matrix."""
+"""rtg: solve, play, goals, judge-eval, report, export, matrix."""
 
 from __future__ import annotations
 
@@ -250,6 +250,25 @@ def report(
             highlight=False,
         )
     _OUT.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/grts-1a2b3c4d.")],
+    kind: Annotated[str, typer.Option("--format", help="parquet, or jsonl with the same columns.")] = "parquet",
+    out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/dialogues.FORMAT.")] = None,
+    block: Annotated[str, typer.Option(metavar="GLOB", help="Only these units of work, such as 'cell/*'.")] = "*",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    no_text: Annotated[bool, typer.Option("--no-text", help="Numbers and hashes only (docs/data.md).")] = False,
+) -> None:
+    """Write the dialogues of a run as one table for pandas, datasets or anything that reads Parquet.
+
+    One row per dialogue, with the chat, verdicts, pay, token ids and log-probabilities. Works while the run goes on, and
+    writes what is finished.
+    """
+    from rtg_solvers.export_cli import export_command
+
+    _print_block(export_command(run_dir, kind=kind, out=out, blocks=block, force=force, text=not no_text))
 
 
 @app.command()
