@@ -16,7 +16,7 @@ from rtg_env import rewards, rules
 from rtg_env.goals import Goal
 from rtg_env.rules import Deal, GameConfig, GameState
 from rtg_env.text import well_formed
-from rtg_env.types import BLUE_AGENT, Action, Case, Exchange, Message, Observation, Verdict
+from rtg_env.types import BLUE_AGENT, Action, Case, Exchange, Message, Observation, Verdict, as_chat
 
 SCHEMA_VERSION = 3
 
@@ -137,15 +137,8 @@ class Dialogue:
 
     def chat(self) -> tuple[Message, ...]:
         """What everybody sees; a sentence becomes a message once, so that a turn costs the same however late it comes."""
-        exchanges, pending, chat = self.state.exchanges, self.state.pending, self._chat
-        for red, blue in exchanges[len(chat) // 2 :]:
-            if len(chat) % 2 == 0:
-                chat += (Message(role="user", content=red),)
-            chat += (Message(role="assistant", content=blue),)
-        if pending is not None and len(chat) % 2 == 0:
-            chat += (Message(role="user", content=pending),)
-        self._chat = chat
-        return chat
+        self._chat = as_chat(self.state.exchanges, self.state.pending, self._chat)
+        return self._chat
 
     def copy(self) -> Dialogue:
         """An independent copy in the same state."""

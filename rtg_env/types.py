@@ -66,6 +66,25 @@ class Exchange(NamedTuple):
     blue: str
 
 
+def as_chat(
+    exchanges: Sequence[Exchange], pending: str | None = None, known: tuple[Message, ...] = ()
+) -> tuple[Message, ...]:
+    """A dialogue as messages, oldest first.
+
+    Args:
+        exchanges: What was said and answered.
+        pending: The sentence that blue has not answered yet.
+        known: The messages of an earlier moment of the same dialogue, which are kept.
+    """
+    for red, blue in exchanges[len(known) // 2 :]:
+        if len(known) % 2 == 0:
+            known += (Message(role="user", content=red),)
+        known += (Message(role="assistant", content=blue),)
+    if pending is not None and len(known) % 2 == 0:
+        known += (Message(role="user", content=pending),)
+    return known
+
+
 class PublicMessages(Sequence[PublicMessage]):
     """The sentences of a dialogue as a chat, oldest first: a view, so that seeing a long dialogue costs nothing until it is read.
 
