@@ -186,7 +186,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             self._cumulative_rewards[agent],
             self.terminations[agent],
             self.truncations[agent],
-            self.infos[agent],
+            dict(self.infos[agent]),  # a caller that writes into it must not take back the flag `unscored`
         )
 
     def agent_iter(self, max_iter: int = 2**63) -> AECIterable[str, dict[str, Any], str | Action | None]:

@@ -27,6 +27,10 @@ class FilterMessages(BaseWrapper):  # type: ignore[type-arg]
         super().__init__(env)
         _set_filters(cast("raw_env", env.unwrapped), red, blue)
 
+    def last(self, observe: bool = True) -> tuple[Any, ...]:
+        """As the environment says it; PettingZoo's own would hand out the infos themselves, to be written into."""
+        return cast("tuple[Any, ...]", self.env.last(observe))
+
 
 def filter_messages_parallel(env: parallel_env, *, red: Sequence[str] = (), blue: Sequence[str] = ()) -> parallel_env:
     """The same for the parallel environment, which is changed and returned."""

@@ -28,6 +28,7 @@ from rtg_env.errors import ConfigError, InvalidActionError, JudgeError, OrderErr
 from rtg_env.goals import Goal, GoalSet
 from rtg_env.rules import GameConfig
 from rtg_env.types import Action, Verdict
+from rtg_env.wrappers import FilterMessages
 from tests.doubles import (
     ANY_TEXT,
     BENIGN,
@@ -345,6 +346,16 @@ def test_a_message_is_a_dict_to_everybody_else() -> None:
     changed = dict(message)
     changed["content"] = "x"
     assert message["content"] != "x"
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, FilterMessages], ids=["bare", "wrapped"])
+def test_spoiling_an_info_does_not_score_an_unscored_dialogue(wrap: Any) -> None:
+    env = wrap(make(judge=RaisingJudge()))
+    env.reset(seed=0, options={"goal": HARMFUL})
+    env.step("x")
+    env.step("y")
+    env.last()[4]["unscored"] = False
+    assert env.last()[4]["unscored"] is True
 
 
 def test_an_old_observation_does_not_change_while_the_dialogue_goes_on() -> None:
