@@ -10,6 +10,7 @@
     |-- PayoffShapeError (ValueError)      a payoff tensor and a mixture disagree about sizes
     |-- ZeroSumError (RuntimeError)        rewards of the two teams do not cancel
     |-- ModelError (RuntimeError)          a model cannot be found, fetched or verified
+    |-- ConformanceError (AssertionError)  an environment or a judge does not keep what `rtg_env.testing` asks
     |-- RunError (RuntimeError)            a run directory is locked, foreign, damaged or full
     `-- MissingExtraError (ImportError)    an optional dependency is not installed
 
@@ -17,6 +18,11 @@ Messages state what was expected, what came, and what to do about it.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rtg_env.testing.clause import Conformance
 
 
 class RTGError(Exception):
@@ -57,6 +63,13 @@ class ZeroSumError(RTGError, RuntimeError):
 
 class ModelError(RTGError, RuntimeError):
     """A model cannot be found, fetched or verified."""
+
+
+class ConformanceError(RTGError, AssertionError):
+    """An environment or a judge fails clauses of `rtg_env.testing`; the message lists all of them."""
+
+    report: Conformance | None = None
+    """What passed, failed and was skipped."""
 
 
 class RunError(RTGError, RuntimeError):

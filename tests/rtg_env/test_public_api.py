@@ -149,9 +149,19 @@ def forbidden(source: str) -> list[str]:
     return found
 
 
+CONFORMANCE = {
+    "global_random.py": {"random.getstate", "random.setstate", "random.seed", "numpy.random.get_state"}
+    | {"numpy.random.set_state", "numpy.random.seed"},
+    "processes.py": {"import pickle", "pickle.dumps", "pickle.loads"},
+}
+"""The conformance suite looks whether others do this, so one file each of it does: what it unpickles it has pickled itself."""
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_source_file_executes_data_or_draws_from_a_global_generator(path: Path) -> None:
-    assert forbidden(path.read_text(encoding="utf-8")) == []
+    allowed = CONFORMANCE.get(path.name, set()) if path.parent == ROOT / "rtg_env" / "testing" else set()
+    found = [item for item in forbidden(path.read_text(encoding="utf-8")) if item.partition(": ")[2] not in allowed]
+    assert found == []
 
 
 def test_the_source_files_of_all_three_packages_are_checked() -> None:
@@ -224,7 +234,7 @@ def test_no_source_file_of_the_core_prints_or_asserts() -> None:
     assert loose == []
 
 
-def test_the_core_opens_no_connection_and_starts_no_process() -> None:
+def test_the_core_opens_no_connection_and_starts_no_process_but_those_of_the_conformance_suite() -> None:
     banned = {
         "socket",
         "urllib",
@@ -242,7 +252,7 @@ def test_the_core_opens_no_connection_and_starts_no_process() -> None:
         if path.is_relative_to(ROOT / "rtg_env"):
             imported = imported_names(ast.parse(path.read_text(encoding="utf-8"))).values()
             found += [f"{path.name}: {name}" for name in imported if name.split(".")[0] in banned]
-    assert found == []
+    assert found == ["processes.py: subprocess"]
 
 
 def test_the_core_needs_only_its_declared_dependencies() -> None:
