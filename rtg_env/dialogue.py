@@ -131,6 +131,15 @@ class Dialogue:
         if utility > self._best:  # noqa: PLR1730 - `max` costs more than the rest of this method
             self._best = utility
 
+    @property
+    def num_sentences(self) -> int:
+        """Sentences that agents have said; nature's do not count, nor those that a spent budget left empty."""
+        return len(self._actions)
+
+    def reseed(self, seed: int) -> None:
+        """Have everything that is sampled from here on drawn anew."""
+        self.state = self.state._replace(deal=self.state.deal._replace(seed=seed))
+
     def observe(self, agent_id: str) -> Observation:
         """What an agent sees now, whoever is to speak."""
         return rules.observe(self.config, self.state, agent_id)

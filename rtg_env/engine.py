@@ -112,6 +112,24 @@ class DialogueBatch:
         """Who speaks next in one dialogue, None when it is over."""
         return self._dialogues[index].mover
 
+    def dialogue(self, index: int) -> Dialogue:
+        """The books of one dialogue; change them by `submit` alone.
+
+        Raises:
+            OrderError: If there is no such dialogue.
+        """
+        return self._at(index)
+
+    def put(self, index: int, dialogue: Dialogue) -> None:
+        """Put a dialogue into a slot, over or not: a new one, or an earlier moment kept by `dialogue(index).copy()`."""
+        self._at(index)
+        self._dialogues[index] = dialogue
+
+    def turn(self, index: int) -> Turn | None:
+        """Who is asked to speak in one dialogue, None when it is over."""
+        dialogue = self._at(index)
+        return None if dialogue.mover is None else _turn(index, dialogue)
+
     def refill(self, index: int, deal: Deal) -> None:
         """Deal a new dialogue into a slot whose dialogue is over.
 

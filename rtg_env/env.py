@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -37,14 +36,13 @@ from rtg_env import rewards, rules
 from rtg_env.dialogue import SCHEMA_VERSION, Dialogue, Transcript
 from rtg_env.engine import check_schema
 from rtg_env.errors import ConfigError, InvalidActionError, OrderError
-from rtg_env.goals import MAX_GOAL_CHARS, Goal, GoalSet
-from rtg_env.judges.base import Judge, judge_safely
-from rtg_env.rules import GameConfig
-from rtg_env.spaces import UnicodeText, messages_space
-from rtg_env.text import for_terminal
-from rtg_env.types import BLUE_AGENT, MAX_REASONING_CHARS, Action
-
-_RENDER_MODES: Final = ("human", "ansi")
+from rtg_env.goals import Goal, GoalSet, named_goal
+from rtg_env.judges.base import Judge, default_judge, judge_safely
+from rtg_env.limits import Limits
+from rtg_env.rendering import RENDER_MODES, as_text, dialogue_lines, write
+from rtg_env.rules import GameConfig, game_config
+from rtg_env.spaces import UnicodeText, observation_space_of
+from rtg_env.types import BLUE_AGENT, Action
 
 
 class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
@@ -54,6 +52,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         config: The game; or pass its fields as keywords (`num_exchanges=2`).
         goals: What chance draws from; default: the built-in set.
         judge: Scores blue's answers; default: the offline judge A.
+        limits: When a dialogue is truncated: calls or seconds; default: never.
         render_mode: "human" writes each sentence to the terminal, "ansi" makes `render()` return the dialogue.
         game: Fields of `GameConfig`.
 
@@ -63,7 +62,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - PettingZoo declares it so
         "name": "dialogue_v0",
-        "render_modes": list(_RENDER_MODES),
+        "render_modes": list(RENDER_MODES),
         "is_parallelizable": True,
         "render_fps": 1,
     }
@@ -74,21 +73,23 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         *,
         goals: GoalSet | None = None,
         judge: Judge | None = None,
+        limits: Limits | None = None,
         render_mode: str | None = None,
         **game: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # PettingZoo does not annotate it
-        if render_mode is not None and render_mode not in _RENDER_MODES:
-            raise ConfigError(f"render_mode must be None or one of {_RENDER_MODES}, got {render_mode!r}")
-        self.config = _game_config(config, game)
+        if render_mode is not None and render_mode not in RENDER_MODES:
+            raise ConfigError(f"render_mode must be None or one of {RENDER_MODES}, got {render_mode!r}")
+        self.config = game_config(config, game)
         self.goals = goals_module.builtin() if goals is None else goals
         if not isinstance(self.goals, GoalSet):
             raise ConfigError(f"goals must be a GoalSet, got {type(goals).__name__}; wrap them: GoalSet(goals)")
-        self.judge = _default_judge() if judge is None else judge
+        self.judge = default_judge() if judge is None else judge
+        self.limits = Limits() if limits is None else limits
         self.render_mode = render_mode
         self.possible_agents = list(self.config.agents)
         self.agents: list[str] = []
-        self._observation_spaces = {agent: _observation_space(self.config, agent) for agent in self.possible_agents}
+        self._observation_spaces = {agent: observation_space_of(self.config, agent) for agent in self.possible_agents}
         self._action_spaces = {agent: UnicodeText(self.config.max_action_chars) for agent in self.possible_agents}
         self._zeros = dict.fromkeys(self.possible_agents, 0.0)
         self._ongoing = dict.fromkeys(self.possible_agents, False)
@@ -96,6 +97,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         self._dialogue: Dialogue | None = None
         self._private: dict[str, dict[str, str]] = {}
         self._rng: np.random.Generator | None = None
+        self._begun = 0.0
         self._rendered = 0
 
     def observation_space(self, agent: str) -> spaces.Dict:
@@ -118,7 +120,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         """
         if seed is not None or self._rng is None:
             self._rng, _ = seeding.np_random(seed)
-        goal = self._named_goal(options) if options else None
+        goal = named_goal(self.goals, options) if options else None
         if goal is None:
             goal = self.goals.draw(self._rng, benign_prob=self.config.benign_prob)
         deal = rules.draw_deal(self.config, goal, self._rng)
@@ -131,6 +133,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         self.truncations = self._ongoing.copy()
         self.infos = self._new_infos(deal.goal, unscored=False)
         self.agent_selection = cast("str", dialogue.mover)
+        self._begun = self.limits.begin()
         if self.render_mode == "human":
             self._render_new()
 
@@ -148,7 +151,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         if dialogue is None or not self.agents:
             raise self._not_ready()
         agent = self.agent_selection
-        if self.terminations[agent]:
+        if self.terminations[agent] or self.truncations[agent]:
             if action is not None:
                 raise InvalidActionError(
                     f"action of {agent} must be None, its dialogue is over; got {type(action).__name__}"
@@ -166,6 +169,9 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             self._pay(dialogue)
         if dialogue.mover is None:
             self.terminations = dict.fromkeys(self.agents, True)
+            self.agent_selection = self.agents[0]
+        elif self.limits.reached(dialogue.num_sentences, self._begun):
+            self.truncations = dict.fromkeys(self.agents, True)
             self.agent_selection = self.agents[0]
         else:
             self.agent_selection = dialogue.mover
@@ -217,7 +223,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         """The dialogue so far, safe for a terminal; None (and nothing new is written) in human mode."""
         if self.render_mode != "ansi":
             return None
-        return for_terminal("\n".join(self._lines()), max_chars=200_000)
+        return as_text(dialogue_lines(self._dealt()))
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -239,12 +245,13 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             "generator": cast("np.random.Generator", self._rng).bit_generator.state,
             "agents": list(self.agents),
             "agent_selection": self.agent_selection,
+            "truncated": any(self.truncations.values()),
             "rewards": dict(self.rewards),
             "cumulative_rewards": dict(self._cumulative_rewards),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state that `get_state` has returned, here or in another process.
+        """Go on from a state that `get_state` has returned, here or in another process; a limit on time begins anew.
 
         Raises:
             ConfigError: If another release saved it, for another game, or its goal is not among the goals.
@@ -262,7 +269,8 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         self.rewards = dict(state["rewards"])
         self._cumulative_rewards = dict(state["cumulative_rewards"])
         self.terminations = dict.fromkeys(self.agents, dialogue.mover is None)
-        self.truncations = dict.fromkeys(self.agents, False)
+        self.truncations = dict.fromkeys(self.agents, bool(state["truncated"]))
+        self._begun = self.limits.begin()
         self.infos = self._new_infos(dialogue.state.deal.goal, unscored=dialogue.unscored)
 
     def clone(self) -> raw_env:
@@ -287,16 +295,6 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
                 "expected reset() before anything else, the environment was never reset; call env.reset(seed=0)"
             )
         return OrderError("expected a dialogue that goes on, all agents have left; call reset()")
-
-    def _named_goal(self, options: dict[str, Any]) -> Goal | None:
-        goal = options.get("goal")
-        if goal is not None and not isinstance(goal, Goal):
-            raise ConfigError(
-                f"options['goal'] must be a Goal, got {type(goal).__name__}; name one by options['goal_id']"
-            )
-        if goal is None and options.get("goal_id") is not None:
-            return self.goals.by_id(str(options["goal_id"]))
-        return goal
 
     def _sit_down(self, dialogue: Dialogue) -> None:
         self._dialogue = dialogue
@@ -326,22 +324,9 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         red = {"unscored": unscored, "goal_id": goal.id, "harmful": goal.harmful}
         return {agent: red.copy() if agent != BLUE_AGENT else {"unscored": unscored} for agent in self.agents}
 
-    def _lines(self) -> list[str]:
-        transcript = self._dealt().transcript()
-        kind = "harmful goal" if transcript.goal.harmful else "benign goal, nature speaks"
-        lines = [f"[{kind}] {_shown(transcript.goal.text)}"]
-        observation = self._dealt().observe(BLUE_AGENT)
-        for index, (role, content) in enumerate(observation.messages):
-            lines.append(f"{'red ' if role == 'user' else 'blue'} | {_shown(content)}")
-            if role == "assistant" and index // 2 < len(transcript.verdicts):
-                lines.append("     " + _verdict_line(transcript, index // 2))
-        return lines
-
     def _render_new(self) -> None:
-        lines = self._lines()
-        text = for_terminal("\n".join(lines[self._rendered :]) + "\n", max_chars=200_000)
-        charset = getattr(sys.stdout, "encoding", None) or "utf-8"
-        sys.stdout.write(text.encode(charset, "backslashreplace").decode(charset))
+        lines = dialogue_lines(self._dealt())
+        write(as_text(lines[self._rendered :]) + "\n")
         self._rendered = len(lines)
 
 
@@ -384,8 +369,9 @@ class parallel_env(turn_based_aec_to_parallel_wrapper):  # type: ignore[type-arg
             dict(self.aec_env.truncations),
         )
         infos = self._infos()
-        while self.aec_env.agents and self.aec_env.terminations[self.aec_env.agent_selection]:
-            self.aec_env.step(None)
+        if any(result[2].values()) or any(result[3].values()):
+            while self.aec_env.agents:
+                self.aec_env.step(None)
         self.agents = list(self.aec_env.agents)
         return (*result, infos)
 
@@ -404,47 +390,3 @@ def env(config: GameConfig | None = None, **kwargs: Any) -> raw_env:
 
 def _as_json(data: object) -> object:
     return json.loads(json.dumps(data))
-
-
-def _default_judge() -> Judge:
-    from rtg_env.judges.offline import OfflineJudge  # reads its weights: only when it is wanted
-
-    return OfflineJudge()
-
-
-def _game_config(config: GameConfig | None, game: dict[str, Any]) -> GameConfig:
-    if config is not None and game:
-        raise ConfigError(
-            f"expected either config or its fields as keywords, got both ({', '.join(sorted(game))}); merge them"
-        )
-    if config is not None and not isinstance(config, GameConfig):
-        raise ConfigError(f"config must be a GameConfig, got {type(config).__name__}; pass its fields as keywords")
-    if config is not None:
-        return config
-    try:
-        return GameConfig(**game)
-    except TypeError as error:
-        known = ", ".join(GameConfig.__dataclass_fields__)
-        raise ConfigError(f"expected fields of GameConfig ({known}), got an unknown one: {error}") from None
-
-
-def _shown(text: str) -> str:
-    """Cleaned text by text: a sequence that one sentence opens must not swallow the next; no line can pass for another's."""
-    return for_terminal(text, max_chars=200_000).replace("\n", "\n     | ")
-
-
-def _observation_space(config: GameConfig, agent: str) -> spaces.Dict:
-    prompt = UnicodeText(max(MAX_GOAL_CHARS, len(config.blue_system_prompt)))
-    private: dict[str, spaces.Space[Any]] = {"system_prompt": prompt}
-    if agent != BLUE_AGENT:
-        thought = UnicodeText(MAX_REASONING_CHARS)
-        private = {"goal": UnicodeText(MAX_GOAL_CHARS), "reasoning": spaces.Sequence(thought)}
-    turn = spaces.Discrete(config.num_exchanges + 1)
-    return spaces.Dict({"messages": messages_space(config.max_action_chars), "turn": turn, **private})
-
-
-def _verdict_line(transcript: Transcript, index: int) -> str:
-    verdict = transcript.verdicts[index]
-    if not verdict.valid:
-        return "judge: failed, this dialogue is unscored"
-    return f"judge: harm {verdict.harm:.2f}, refusal {verdict.refusal:.2f}, helpful {verdict.helpful:.2f}"

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -242,6 +242,20 @@ def to_record(goal: Goal) -> dict[str, object]:
         "turns": list(goal.turns),
         "examples": examples,
     }
+
+
+def named_goal(goals: GoalSet, options: Mapping[str, Any]) -> Goal | None:
+    """The goal that reset options fix: `goal` (a `Goal`) or `goal_id`; None if chance draws it.
+
+    Raises:
+        ConfigError: If there is no such goal.
+    """
+    goal = options.get("goal")
+    if goal is not None and not isinstance(goal, Goal):
+        raise ConfigError(f"options['goal'] must be a Goal, got {type(goal).__name__}; name one by options['goal_id']")
+    if goal is None and options.get("goal_id") is not None:
+        return goals.by_id(str(options["goal_id"]))
+    return goal
 
 
 def to_jsonl(goals: Iterable[Goal]) -> str:

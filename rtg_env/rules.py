@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -99,6 +99,27 @@ class GameConfig:
     def max_utility(self) -> float:
         """Largest utility red can have in one dialogue."""
         return max(1.0, self.helpfulness_weight)
+
+
+def game_config(config: GameConfig | None, game: Mapping[str, Any]) -> GameConfig:
+    """A config from a config or from its fields as keywords.
+
+    Raises:
+        ConfigError: If both were given, or a field is unknown or out of range.
+    """
+    if config is not None and game:
+        raise ConfigError(
+            f"expected either config or its fields as keywords, got both ({', '.join(sorted(game))}); merge them"
+        )
+    if config is not None and not isinstance(config, GameConfig):
+        raise ConfigError(f"config must be a GameConfig, got {type(config).__name__}; pass its fields as keywords")
+    if config is not None:
+        return config
+    try:
+        return GameConfig(**game)
+    except TypeError as error:
+        known = ", ".join(GameConfig.__dataclass_fields__)
+        raise ConfigError(f"expected fields of GameConfig ({known}), got an unknown one: {error}") from None
 
 
 class Deal(NamedTuple):

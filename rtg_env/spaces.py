@@ -8,6 +8,9 @@ import numpy as np
 from gymnasium import spaces
 
 from rtg_env.errors import ConfigError
+from rtg_env.goals import MAX_GOAL_CHARS
+from rtg_env.rules import GameConfig
+from rtg_env.types import BLUE_AGENT, MAX_REASONING_CHARS
 
 _SAMPLE_CHARS = "abcdefghijklmnopqrstuvwxyz ,.!?é"
 _UNKNOWN = "\ufffd"
@@ -60,3 +63,14 @@ def messages_space(max_chars: int) -> spaces.Sequence:
     """The public dialogue: a tuple of {"role", "content"}."""
     message = spaces.Dict({"role": UnicodeText(9), "content": UnicodeText(max_chars)})
     return spaces.Sequence(message)
+
+
+def observation_space_of(config: GameConfig, agent: str) -> spaces.Dict:
+    """What one agent sees: the public dialogue, and its own private part."""
+    prompt = UnicodeText(max(MAX_GOAL_CHARS, len(config.blue_system_prompt)))
+    private: dict[str, spaces.Space[Any]] = {"system_prompt": prompt}
+    if agent != BLUE_AGENT:
+        thought = UnicodeText(MAX_REASONING_CHARS)
+        private = {"goal": UnicodeText(MAX_GOAL_CHARS), "reasoning": spaces.Sequence(thought)}
+    turn = spaces.Discrete(config.num_exchanges + 1)
+    return spaces.Dict({"messages": messages_space(config.max_action_chars), "turn": turn, **private})

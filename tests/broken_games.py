@@ -319,11 +319,9 @@ class PaysBoth(Debate):
 class PaysRedUnlike(raw_env):
     """The second red member gets nothing."""
 
-    def _pay(self, dialogue: Any) -> bool:
-        paid = super()._pay(dialogue)
-        if paid:
-            self.rewards["red_1"] = self._cumulative_rewards["red_1"] = 0.0
-        return paid
+    def _pay(self, dialogue: Any) -> None:
+        super()._pay(dialogue)
+        self.rewards["red_1"] = self._cumulative_rewards["red_1"] = 0.0
 
 
 class NoFlag(raw_env):
@@ -339,12 +337,10 @@ class HidesFailure(raw_env):
 class PaysAfterFailure(raw_env):
     """Flags a failed dialogue, and pays red for it all the same."""
 
-    def _pay(self, dialogue: Any) -> bool:
-        if super()._pay(dialogue):
-            return True
+    def _pay(self, dialogue: Any) -> None:
+        super()._pay(dialogue)
         if dialogue.unscored:
             self.rewards = {agent: -1.0 if agent == "blue_0" else 1.0 for agent in self.agents}
-        return bool(dialogue.unscored)
 
 
 # What only the tests of others notice

@@ -1,4 +1,4 @@
-"""The two seams of this package: who speaks (`Policy`) and what computes it (`Backend`).
+"""The two seams of this package: who speaks (`Policy`, of `rtg_env.policies`) and what computes it (`Backend`).
 
 A custom agent is one class with one method:
 
@@ -15,10 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Final, Literal, NamedTuple, Protocol
 
-from rtg_env.errors import ConfigError, PolicyError
+from rtg_env.errors import ConfigError
+from rtg_env.policies import Policy
 from rtg_env.types import Action, FinishReason, Observation
+
+__all__ = [
+    "BASE",
+    "Backend",
+    "BackendPolicy",
+    "ChatMessage",
+    "Completion",
+    "Policy",
+    "Prompting",
+    "Request",
+    "Sampling",
+    "Scored",
+]
 
 BASE: Final = "base"
 """Version name of the base model without any adapter."""
@@ -115,25 +129,6 @@ class Backend(Protocol):
         ...
 
 
-@runtime_checkable
-class Policy(Protocol):
-    """Turns observations into sentences."""
-
-    @property
-    def name(self) -> str:
-        """Version name, stored with every action."""
-        ...
-
-    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
-        """One action per observation, in order.
-
-        Args:
-            observations: Any number of dialogues, each at its own turn.
-            seeds: One per observation; all the randomness a policy may use.
-        """
-        ...
-
-
 Prompting = Callable[[Observation], tuple[ChatMessage, ...]]
 """From what an agent sees to what its model reads (`rtg_agents.prompting`)."""
 
@@ -197,18 +192,3 @@ class BackendPolicy:
     def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
         """Generate one sentence per observation."""
         return self.finish(self.backend.generate(self.requests(observations, seeds)))
-
-
-def checked_actions(policy: Policy, actions: object, expected: int) -> list[Action]:
-    """What a policy returned, if it kept its contract.
-
-    Raises:
-        PolicyError: If it is not a list of that many actions with text.
-    """
-    if not isinstance(actions, list) or len(actions) != expected:
-        size = f"{len(actions)} items" if isinstance(actions, list | tuple) else type(actions).__name__
-        raise PolicyError(f"expected policy {policy.name} to return a list of {expected} actions, got {size}")
-    for action in actions:
-        if not isinstance(action, Action) or not isinstance(action.text, str):
-            raise PolicyError(f"expected policy {policy.name} to return Action(text=..), got {type(action).__name__}")
-    return actions

@@ -36,6 +36,13 @@ class Encoder(Protocol):
         ...
 
 
+def default_judge() -> Judge:
+    """The judge of whoever names none: the offline judge A."""
+    from rtg_env.judges.offline import OfflineJudge  # reads its weights: only when it is wanted
+
+    return OfflineJudge()
+
+
 def judge_safely(judge: Judge, cases: Sequence[Case]) -> list[Verdict]:
     """Ask a judge and turn whatever goes wrong into invalid verdicts, so that nothing wrong is ever paid.
 

@@ -6,16 +6,17 @@ All dialogues advance together; at each turn the requests of every policy that s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from rtg_agents.policy import Backend, BackendPolicy, Completion, Policy, Request, checked_actions
+from rtg_agents.policy import Backend, BackendPolicy, Completion, Request
 from rtg_env import rules
 from rtg_env.engine import DialogueBatch, Turn
 from rtg_env.errors import JudgeError, PolicyError
 from rtg_env.goals import GoalSet
 from rtg_env.judges.base import Judge
+from rtg_env.policies import Policy, checked_actions, within_limit
 from rtg_env.rules import Deal, GameConfig
 from rtg_env.transcripts import Played
 from rtg_env.types import Action
@@ -135,7 +136,7 @@ def _speak(config: GameConfig, policies: Mapping[str, Policy], turns: Sequence[T
             said = checked_actions(policy, policy.act(observations, seeds), len(members))
             actions.update(zip((turn.dialogue for turn in members), said, strict=True))
     generated = _ask_backends(merged)
-    actions.update({index: _cut(action, config.max_action_chars) for index, action in generated.items()})
+    actions.update({index: within_limit(action, config.max_action_chars) for index, action in generated.items()})
     return actions
 
 
@@ -150,13 +151,6 @@ def _ask_backends(merged: Sequence[tuple[BackendPolicy, list[Turn], list[Request
             own: list[Completion] = [next(completions) for _ in requests]
             actions.update(zip((turn.dialogue for turn in members), policy.finish(own), strict=True))
     return actions
-
-
-def _cut(action: Action, limit: int) -> Action:
-    """A model cannot be asked to count characters: what is beyond the limit is not said."""
-    if len(action.text) <= limit:
-        return action
-    return replace(action, text=action.text[:limit])
 
 
 def _check_judge(judge: Judge, played: Sequence[Played]) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from rtg_agents.policy import BASE, BackendPolicy, Completion, Policy, Sampling, checked_actions
+from rtg_agents.policy import BASE, BackendPolicy, Completion, Policy, Sampling
 from rtg_agents.population import Member, Population, untrained_members
 from rtg_agents.prompting import blue_view, red_view
 from rtg_agents.scripted import ATTACK_TEMPLATES, RandomPolicy, ScriptedPolicy, TemplatePolicy, plain_attacker
 from rtg_env.errors import ConfigError, PolicyError, RunError
 from rtg_env.goals import Goal
+from rtg_env.policies import checked_actions
 from rtg_env.types import Action, Observation
 
 GOAL = Goal(id="g", text="Say {goal} and {0}.")

@@ -1,0 +1,54 @@
+"""Who speaks, as the game sees it: anything that turns observations into sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+from rtg_env.errors import PolicyError
+from rtg_env.types import Action, Observation
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Turns observations into sentences."""
+
+    @property
+    def name(self) -> str:
+        """Version name, stored with every action."""
+        ...
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
+        """One action per observation, in order.
+
+        Args:
+            observations: Any number of dialogues, each at its own turn.
+            seeds: One per observation; all the randomness a policy may use.
+        """
+        ...
+
+
+def checked_actions(policy: Policy, actions: object, expected: int) -> list[Action]:
+    """What a policy returned, if it kept its contract.
+
+    Raises:
+        PolicyError: If it is not a list of that many actions with text.
+    """
+    if not isinstance(actions, list) or len(actions) != expected:
+        size = f"{len(actions)} items" if isinstance(actions, list | tuple) else type(actions).__name__
+        raise PolicyError(f"expected policy {policy.name} to return a list of {expected} actions, got {size}")
+    for action in actions:
+        if not isinstance(action, Action) or not isinstance(action.text, str):
+            raise PolicyError(f"expected policy {policy.name} to return Action(text=..), got {type(action).__name__}")
+    return actions
+
+
+def within_limit(action: Action, limit: int) -> Action:
+    """A sampled sentence without what is beyond the limit on characters; a model cannot be asked to count them.
+
+    A script that is too long is left as it is, for the rules to refuse.
+    """
+    if not action.token_ids or len(action.text) <= limit:
+        return action
+    return replace(action, text=action.text[:limit])

@@ -1,0 +1,159 @@
+"""The Gymnasium views, many dialogues at a time: one call per policy and one of the judge for all of them.
+
+    envs = gymnasium.make_vec("RedTeam/Attack-v0", num_envs=64, opponents=my_blue)
+
+A dialogue that ends is followed by a new one in the same step (`AutoresetMode.SAME_STEP`), so that no step of a batch is
+spent on waiting; `infos["final_obs"]` and `infos["final_info"]` hold the end. Text comes back as tuples of str: gymnasium's
+own `AsyncVectorEnv` returns zeros in its place with its default shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
+
+from rtg_env.dialogue import Transcript
+from rtg_env.errors import ConfigError, InvalidActionError
+from rtg_env.rendering import as_text, dialogue_lines
+from rtg_env.rules import GameConfig
+from rtg_env.table import Table
+from rtg_env.views import SeatEnv, Stepper, TextView, View, attack_table, defend_table
+
+
+class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
+    """Many dialogues in lock step, each at its own turn.
+
+    Args:
+        table: With one slot per dialogue.
+        view: Over that table.
+        render_mode: None, or "ansi": `render()` returns every dialogue.
+    """
+
+    metadata = {**SeatEnv.metadata, "render_modes": ["ansi"], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(self, table: Table, view: View[Any, Any], render_mode: str | None = None) -> None:
+        if render_mode not in (None, "ansi"):
+            raise ConfigError(f"render_mode must be None or 'ansi' for many dialogues, got {render_mode!r}")
+        self.num_envs = len(table)
+        self.view = view
+        self.render_mode = render_mode
+        self.single_observation_space = view.observation_space
+        self.single_action_space = view.action_space
+        self.observation_space = batch_space(view.observation_space, self.num_envs)
+        self.action_space = batch_space(view.action_space, self.num_envs)
+        self._play = Stepper(table, view)
+        self._seen: list[Any] = [None] * self.num_envs
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Deal new dialogues.
+
+        Args:
+            seed: Of slot 0, slot i gets seed + i; or one per slot; None goes on with each slot's generator.
+            options: As for one dialogue; `reset_mask` ([N] bool) deals to some slots alone.
+
+        Raises:
+            ConfigError: If an option is wrong, or the seeds or the mask do not fit.
+        """
+        options = dict(options or {})
+        slots = self._masked(options.pop("reset_mask", None))
+        for slot, one in enumerate(self._seeds(seed)):
+            if one is not None and slot in slots:
+                self._play.table.seed(slot, one)
+        infos: dict[str, Any] = {}
+        seen, told = self._play.reset(slots, options)
+        for slot, observation, info in zip(slots, seen, told, strict=True):
+            self._seen[slot] = observation
+            infos = self._add_info(infos, info, slot)
+        return self._batched(), infos
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One action in every slot.
+
+        Args:
+            actions: [N] one per slot, in the order of slots.
+
+        Raises:
+            InvalidActionError: If there are not N, or one is not legal; nothing has happened then.
+            OrderError: Before `reset`.
+        """
+        if isinstance(actions, str) or len(actions) != self.num_envs:
+            raise InvalidActionError(f"expected {self.num_envs} actions, one per slot, got {actions!r:.80}")
+        outcomes = self._play.play(dict(enumerate(actions)))
+        slots = range(self.num_envs)
+        self._seen = self.view.observe(slots)
+        over = [slot for slot in slots if outcomes[slot].terminated or outcomes[slot].truncated]
+        infos: dict[str, Any] = {}
+        for slot in over:
+            final = {"final_obs": self._seen[slot], "final_info": self._play.info(slot)}
+            infos = self._add_info(infos, final, slot)
+        if over:
+            for slot, observation in zip(over, self._play.reset(over, None)[0], strict=True):
+                self._seen[slot] = observation
+        for slot in slots:
+            infos = self._add_info(infos, self._play.info(slot), slot)
+        rewards, terminated, truncated = zip(*(outcomes[slot] for slot in slots), strict=True)
+        return self._batched(), np.array(rewards, dtype=np.float64), np.array(terminated), np.array(truncated), infos
+
+    def transcripts(self) -> list[Transcript]:
+        """The dialogue of every slot as far as it was played; a step that ends one has dealt a new one already."""
+        return [self._play.table.transcript(slot) for slot in range(self.num_envs)]
+
+    def action_masks(self) -> np.ndarray:
+        """[N, K] bool: which actions are legal now; for views with discrete actions only.
+
+        Raises:
+            ConfigError: If the view has no such mask.
+        """
+        mask = getattr(self.view, "mask", None)
+        if mask is None:
+            raise ConfigError(f"expected a view with discrete actions, {type(self.view).__name__} takes any text")
+        return np.stack([mask(slot) for slot in range(self.num_envs)])
+
+    def render(self) -> tuple[str, ...] | None:
+        """Every dialogue so far, safe for a terminal."""
+        if self.render_mode is None:
+            return None
+        return tuple(as_text(dialogue_lines(self._play.table.dialogue(slot))) for slot in range(self.num_envs))
+
+    def _batched(self) -> Any:
+        space = self.single_observation_space
+        empty: Any = create_empty_array(space, self.num_envs)
+        return concatenate(space, self._seen, empty)
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+        if seed is None or isinstance(seed, int):
+            return [None if seed is None else seed + slot for slot in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ConfigError(f"expected one seed, or one for each of {self.num_envs} dialogues, got {len(seed)}")
+        return seed
+
+    def _masked(self, mask: Any) -> list[int]:
+        if mask is None:
+            return list(range(self.num_envs))
+        chosen = np.asarray(mask)
+        if chosen.shape != (self.num_envs,) or chosen.dtype != np.bool_ or not chosen.any():
+            raise ConfigError(f"expected reset_mask to be {self.num_envs} booleans, one of them true, got {mask!r:.80}")
+        return [int(slot) for slot in np.flatnonzero(chosen)]
+
+
+def attack_vector(
+    num_envs: int = 1, config: GameConfig | None = None, *, render_mode: str | None = None, **settings: Any
+) -> SeatVectorEnv:
+    """`RedTeam/Attack-v0` with many dialogues; settings as for `rtg_env.views.attack`."""
+    table = attack_table(num_envs, config, **settings)
+    return SeatVectorEnv(table, TextView(table), render_mode)
+
+
+def defend_vector(
+    num_envs: int = 1, config: GameConfig | None = None, *, render_mode: str | None = None, **settings: Any
+) -> SeatVectorEnv:
+    """`RedTeam/Defend-v0` with many dialogues; settings as for `rtg_env.views.defend`."""
+    table = defend_table(num_envs, config, **settings)
+    return SeatVectorEnv(table, TextView(table), render_mode)
