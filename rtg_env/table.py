@@ -123,6 +123,7 @@ class Table:
         self.role: Role = role_of(learner)
         self.config = config
         self.goals = goals
+        self.judge = judge
         self.limits = limits or Limits()
         self._benign_prob = 0.0 if self.role == "red" else config.benign_prob
         self._pools = self._seated(opponents)

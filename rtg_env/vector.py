@@ -10,7 +10,7 @@ own `AsyncVectorEnv` returns zeros in its place with its default shared memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -21,8 +21,27 @@ from rtg_env.dialogue import Transcript
 from rtg_env.errors import ConfigError, InvalidActionError
 from rtg_env.rendering import as_text, dialogue_lines
 from rtg_env.rules import GameConfig
-from rtg_env.table import Table
+from rtg_env.table import Outcome, Table
 from rtg_env.views import SeatEnv, Stepper, TextView, View, attack_table, defend_table
+
+
+class SlotStep(NamedTuple):
+    """What one step has led to in one slot."""
+
+    observation: Any
+    """Where the next action starts: in a new dialogue if this one has ended."""
+
+    outcome: Outcome
+    """Reward, and whether the dialogue has ended."""
+
+    info: dict[str, Any]
+    """Of the dialogue that goes on."""
+
+    final_obs: Any
+    """Last observation of the dialogue that has ended; None if it goes on."""
+
+    final_info: dict[str, Any] | None
+    """Last info of the dialogue that has ended; None if it goes on."""
 
 
 class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
@@ -83,23 +102,38 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             InvalidActionError: If there are not N, or one is not legal; nothing has happened then.
             OrderError: Before `reset`.
         """
+        infos: dict[str, Any] = {}
+        steps = self.step_slots(actions)
+        for slot, step in enumerate(steps):
+            if step.final_info is not None:
+                infos = self._add_info(infos, {"final_obs": step.final_obs, "final_info": step.final_info}, slot)
+            infos = self._add_info(infos, step.info, slot)
+        rewards = np.array([step.outcome.reward for step in steps], dtype=np.float64)
+        terminated = np.array([step.outcome.terminated for step in steps])
+        truncated = np.array([step.outcome.truncated for step in steps])
+        return self._batched(), rewards, terminated, truncated, infos
+
+    def step_slots(self, actions: Any) -> list[SlotStep]:
+        """The same step, slot by slot.
+
+        Raises:
+            InvalidActionError: If there are not N actions, or one is not legal; nothing has happened then.
+            OrderError: Before `reset`.
+        """
         if isinstance(actions, str) or len(actions) != self.num_envs:
             raise InvalidActionError(f"expected {self.num_envs} actions, one per slot, got {actions!r:.80}")
         outcomes = self._play.play(dict(enumerate(actions)))
         slots = range(self.num_envs)
         self._seen = self.view.observe(slots)
         over = [slot for slot in slots if outcomes[slot].terminated or outcomes[slot].truncated]
-        infos: dict[str, Any] = {}
-        for slot in over:
-            final = {"final_obs": self._seen[slot], "final_info": self._play.info(slot)}
-            infos = self._add_info(infos, final, slot)
+        final = {slot: (self._seen[slot], self._play.info(slot)) for slot in over}
         if over:
             for slot, observation in zip(over, self._play.reset(over, None)[0], strict=True):
                 self._seen[slot] = observation
-        for slot in slots:
-            infos = self._add_info(infos, self._play.info(slot), slot)
-        rewards, terminated, truncated = zip(*(outcomes[slot] for slot in slots), strict=True)
-        return self._batched(), np.array(rewards, dtype=np.float64), np.array(terminated), np.array(truncated), infos
+        return [
+            SlotStep(self._seen[slot], outcomes[slot], self._play.info(slot), *final.get(slot, (None, None)))
+            for slot in slots
+        ]
 
     def transcripts(self) -> list[Transcript]:
         """The dialogue of every slot as far as it was played; a step that ends one has dealt a new one already."""

@@ -65,6 +65,10 @@ class View(Protocol[Seen, Done]):
         """
         ...
 
+    def commit(self, slot: int) -> None:
+        """What `say` was asked last in this slot has happened; without this, nothing has."""
+        ...
+
     def observe(self, slots: Sequence[int]) -> list[Seen]:
         """What the learner sees in each slot; new objects each time."""
         ...
@@ -93,6 +97,9 @@ class TextView:
         """As it is; the rules check it."""
         del slot
         return action
+
+    def commit(self, slot: int) -> None:
+        """Nothing is remembered."""
 
     def observe(self, slots: Sequence[int]) -> list[dict[str, Any]]:
         """Messages, turn and the private part, as in the PettingZoo environment, in new objects."""
@@ -130,6 +137,8 @@ class Stepper(Generic[Seen]):
         """What one action in each of these slots leads to."""
         said = {slot: self.view.say(slot, action) for slot, action in actions.items()}
         outcomes = self.table.say({slot: sentence for slot, sentence in said.items() if sentence is not None})
+        for slot in actions:
+            self.view.commit(slot)
         return {slot: outcomes.get(slot, _NOTHING_YET) for slot in actions}
 
     def info(self, slot: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rtg_agents.policy import (
 )
 from rtg_agents.population import Member, Population
 from rtg_agents.scripted import RandomPolicy, ScriptedPolicy, TemplatePolicy, plain_attacker
+from rtg_agents.tactics import Perceptron, TacticPolicy
 
 if TYPE_CHECKING:
     from rtg_agents.embedding import SentenceEncoder
@@ -38,6 +39,7 @@ __all__ = [
     "GoalSource",
     "LoraSettings",
     "Member",
+    "Perceptron",
     "Policy",
     "Population",
     "RandomPolicy",
@@ -46,6 +48,7 @@ __all__ = [
     "Scored",
     "ScriptedPolicy",
     "SentenceEncoder",
+    "TacticPolicy",
     "TemplatePolicy",
     "TorchBackend",
     "fetch_wheel",
