@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pettingzoo.test import api_test, parallel_api_test
 
 import rtg_env
 from rtg_env import rules
@@ -16,7 +18,7 @@ from rtg_env.errors import ConfigError, InvalidActionError
 from rtg_env.filters import FILTERS, filtered, register_filter
 from rtg_env.rules import Deal, GameConfig
 from rtg_env.types import Action
-from rtg_env.wrappers import FilterMessages
+from rtg_env.wrappers import FilterMessages, FilterMessagesParallel
 from tests.doubles import ANY_TEXT, BENIGN, GOALS, HARMFUL, ScriptedJudge, TextJudge, canonical, verdict
 
 ON_HARMFUL, ON_BENIGN = Deal(goal=HARMFUL), Deal(goal=BENIGN)
@@ -228,3 +230,31 @@ def test_reasoning_is_stored_and_shown_to_red_alone() -> None:
 def test_reasoning_is_text_of_bounded_length(thought: Any) -> None:
     with pytest.raises(InvalidActionError, match="reasoning to be text of at most 20000"):
         Action(text="a", reasoning=thought)
+
+
+def test_the_parallel_wrapper_filters_alike() -> None:
+    env = FilterMessagesParallel(rtg_env.parallel_env(goals=GOALS, judge=TextJudge()), blue=["first-line"])
+    env.reset(seed=0, options={"goal": HARMFUL})
+    env.step({"red_0": "One. Two.", "blue_0": ""})
+    seen, *_ = env.step({"red_0": "", "blue_0": "three\nfour"})
+    assert [message["content"] for message in seen["red_0"]["messages"]] == ["One. Two.", "three"]
+
+
+def test_both_wrappers_pass_the_suite_of_pettingzoo() -> None:
+    single = FilterMessages(rtg_env.env(goals=GOALS, judge=TextJudge()), red=["printable"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        api_test(single, num_cycles=20)
+        parallel_api_test(
+            FilterMessagesParallel(rtg_env.parallel_env(goals=GOALS, judge=TextJudge()), red=["printable"]),
+            num_cycles=20,
+        )
+
+
+@pytest.mark.parametrize("wrap", [FilterMessages, FilterMessagesParallel])
+def test_a_wrapper_refuses_what_is_no_dialogue(wrap: type) -> None:
+    class Other:
+        unwrapped = None
+
+    with pytest.raises(ConfigError, match="expected a dialogue environment"):
+        wrap(Other(), red=["printable"])
