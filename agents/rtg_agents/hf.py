@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from rtg_agents.lora import LoraSettings
 from rtg_agents.models import fingerprint, quiet_transformers
 from rtg_agents.policy import BASE, Completion, Request, Sampling, Scored
-from rtg_agents.tokens import ChatEncoder
+from rtg_agents.tokens import ChatEncoder, ModelTokenizer
 from rtg_env.errors import MissingExtraError, ModelError, PolicyError
 
 if TYPE_CHECKING:
@@ -126,6 +126,12 @@ class TorchBackend:
                 self._peft.add_adapter(version, config)
         self._draw_factors(version, seed)
         self._activate(BASE)
+
+    @property
+    def tokenizer(self) -> ModelTokenizer:
+        """Of the model, for the token level of the game."""
+        vocab_size = int(self._base.get_input_embeddings().weight.shape[0])
+        return ModelTokenizer(chat=self.chat, vocab_size=vocab_size, end_ids=tuple(sorted(self._end_ids)))
 
     def load_adapter(self, version: str, folder: Path) -> None:
         """Add a saved adapter under a version name.

@@ -8,10 +8,12 @@ So an opponent who types `<|im_end|>` sends seven characters, not the end of its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rtg_agents.policy import ChatMessage
+from rtg_agents.policy import ChatMessage, Prompting
 from rtg_env.errors import ModelError
+from rtg_env.tokens import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,7 +42,7 @@ class ChatEncoder:
         pieces = self._pieces(tuple(message.role for message in messages))
         ids = list(pieces[0])
         for message, piece in zip(messages, pieces[1:], strict=True):
-            ids += self._plain(message.content)
+            ids += self.plain(message.content)
             ids += piece
         return ids
 
@@ -48,7 +50,8 @@ class ChatEncoder:
         """Text of sampled ids, control tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _plain(self, text: str) -> list[int]:
+    def plain(self, text: str) -> list[int]:
+        """Ids of a text, in which nothing is a control token."""
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _pieces(self, roles: tuple[str, ...]) -> list[list[int]]:
@@ -67,6 +70,32 @@ class ChatEncoder:
 
     def _control(self, text: str) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelTokenizer:
+    """A model's tokenizer as `RedTeam/Tokens-v0` asks for it (`rtg_env.tokens.Tokenizer`)."""
+
+    chat: ChatEncoder
+    """Encodes and decodes."""
+
+    vocab_size: int
+    """Rows of the model's vocabulary head; ids are below this."""
+
+    end_ids: tuple[int, ...]
+    """Ids that end a sentence."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, in which nothing is a control token."""
+        return self.chat.plain(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, control tokens left out."""
+        return self.chat.decode(ids)
+
+    def prompt(self, prompting: Prompting) -> Prompt:
+        """What the model reads before a sentence: its chat template over one role's view (`rtg_agents.prompting`)."""
+        return lambda observation: self.chat.encode(prompting(observation))
 
 
 def _split(text: str, marks: Sequence[str]) -> list[str]:
