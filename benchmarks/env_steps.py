@@ -188,7 +188,7 @@ def main() -> None:
         for num_exchanges in EXCHANGES
         for length in LENGTHS
     ]
-    many = batched(1024, rounds=3)
+    many = batched(1024, rounds=7)
     for row in figures:
         print(f"{row['exchanges']} exchanges, {row['chars']} characters: {row['steps_per_s']} steps/s")
     print(f"1024 dialogues in lock step, us per turn by exchanges: {many['us_per_turn']}")

@@ -93,16 +93,22 @@ class DialogueBatch:
             OrderError: If a dialogue is over or unknown.
             JudgeError: If the judge returns something that is not a list of verdicts.
         """
-        moves: list[tuple[Dialogue, Action | str, GameState, Sequence[Case]]] = []
+        # Flat lists, not a list of tuples: objects that live through a batch cost more to collect than to make.
+        dialogues: list[Dialogue] = []
+        states: list[GameState] = []
+        num_cases: list[int] = []
         asked: list[Case] = []
         for index, action in actions.items():
             dialogue, after = self._after(index, action)
             cases = dialogue.cases(after)
-            moves.append((dialogue, action, after, cases))
+            dialogues.append(dialogue)
+            states.append(after)
+            num_cases.append(len(cases))
             asked += cases
-        verdicts = iter(judge_safely(self.judge, asked))
-        for dialogue, action, after, cases in moves:
-            dialogue.advance(action, after, [next(verdicts) for _ in cases])
+        verdicts, begin = judge_safely(self.judge, asked), 0
+        for dialogue, action, after, count in zip(dialogues, actions.values(), states, num_cases, strict=True):
+            dialogue.advance(action, after, verdicts[begin : begin + count] if count else ())
+            begin += count
 
     def observe(self, index: int, agent_id: str) -> Observation:
         """What an agent of one dialogue sees now, whoever is to speak."""
@@ -188,7 +194,8 @@ class DialogueBatch:
 def _turn(index: int, dialogue: Dialogue) -> Turn:
     config, state, mover = dialogue.config, dialogue.state, cast("str", dialogue.mover)
     seed = turn_seed(state.deal.seed, len(state.exchanges), mover == BLUE_AGENT)
-    return Turn(index, dialogue.observe(mover), rules.policy_to_move(config, state), seed)
+    policy = rules.policy_to_move(config, state) if state.deal.policies else ""
+    return Turn(index, dialogue.observe(mover), policy, seed)
 
 
 def check_schema(saved: Mapping[str, object]) -> None:

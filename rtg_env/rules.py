@@ -272,17 +272,12 @@ def observe(config: GameConfig, state: GameState, agent_id: str) -> Observation:
     """
     deal, exchanges, pending, _, reasoning = state
     goal, system_prompt = private_to(config, deal, agent_id)
-    is_blue = agent_id == BLUE_AGENT
-    return Observation(
-        agent_id,
-        PublicMessages(exchanges, pending),
-        len(exchanges),
-        config.num_exchanges,
-        goal,
-        system_prompt,
-        () if is_blue else reasoning,
-        tokens_left(config, state, "blue" if is_blue else "red"),
-    )
+    messages, turn = PublicMessages(exchanges, pending), len(exchanges)
+    if goal is None:
+        left = tokens_left(config, state, "blue") if config.blue_tokens else None
+        return _new(Observation, (agent_id, messages, turn, config.num_exchanges, None, system_prompt, (), left))
+    left = tokens_left(config, state, "red") if config.red_tokens else None
+    return _new(Observation, (agent_id, messages, turn, config.num_exchanges, goal, "", reasoning, left))
 
 
 def private_to(config: GameConfig, deal: Deal, agent_id: str) -> tuple[Goal | None, str]:
