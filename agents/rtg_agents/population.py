@@ -18,10 +18,12 @@ from typing import Literal, Protocol, cast
 from rtg_agents.policy import BASE, Backend, BackendPolicy, Policy, Sampling
 from rtg_agents.prompting import blue_view, red_view
 from rtg_agents.scripted import TemplatePolicy, plain_attacker
+from rtg_agents.tactics import TacticPolicy
 from rtg_env.errors import PolicyError, RunError
+from rtg_env.judges.base import Encoder, Judge
 from rtg_env.types import Role
 
-MemberKind = Literal["base", "plain", "templates", "adapter"]
+MemberKind = Literal["base", "plain", "templates", "adapter", "tactics"]
 _LINEAGE = "lineage.json"
 
 
@@ -74,12 +76,21 @@ class Population:
         folder: Where members live; created on the first `add`.
         backend: Computes model members.
         sampling: How each side's models draw.
+        senses: Encoder and judge of tactic members, as in their training; not needed while there are none.
     """
 
-    def __init__(self, folder: Path, backend: AdapterBackend, sampling: Mapping[Role, Sampling]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        backend: AdapterBackend,
+        sampling: Mapping[Role, Sampling],
+        *,
+        senses: tuple[Encoder, Judge] | None = None,
+    ) -> None:
         self._folder = folder
         self.backend = backend
         self.sampling = sampling
+        self._senses = senses
         self._members: dict[str, Member] = {}
         self._policies: dict[str, Policy] = {}
 
@@ -116,24 +127,31 @@ class Population:
             sampling=self.sampling[role],
         )
 
-    def add(self, member: Member) -> None:
+    def add(self, member: Member, policy: TacticPolicy | None = None) -> None:
         """Freeze a member and write it to disk; an adapter must be known to the backend under its version.
 
+        Args:
+            member: What is added.
+            policy: Of a tactic member, under its version name; for no other kind.
+
         Raises:
-            PolicyError: If the name is taken.
+            PolicyError: If the name is taken, or the policy does not fit the member.
             RunError: If the folder cannot be written.
         """
         if member.version in self._members:
             raise PolicyError(
                 f"expected a new version, {member.version} is a member already; members are never overwritten"
             )
+        if (member.kind == "tactics") != (policy is not None) or (policy is not None and policy.name != member.version):
+            given = "none" if policy is None else f"{policy.name!r}"
+            raise PolicyError(f"expected a policy named {member.version!r} for a tactic member alone, got {given}")
         try:
-            self._write(member)
+            self._write(member, policy)
         except OSError as error:
             raise RunError(
                 f"expected to write {member.version} into {self._folder}: {error}; free space and run again"
             ) from error
-        self._register(member)
+        self._register(member, policy)
 
     def extend(self, members: Iterable[Member]) -> None:
         """Add those that are not here yet."""
@@ -159,12 +177,21 @@ class Population:
             ) from None
         if member.kind == "adapter" and version not in self.backend.versions:
             self.backend.load_adapter(version, folder)
-        self._register(member)
+        self._register(member, self._sensed(member, folder) if member.kind == "tactics" else None)
         return member
 
-    def _register(self, member: Member) -> None:
+    def _sensed(self, member: Member, folder: Path) -> TacticPolicy:
+        if self._senses is None:
+            raise RunError(
+                f"expected an encoder and a judge to restore the tactic member {member.version}, got none; "
+                "pass them: Population(.., senses=(encoder, judge))"
+            )
+        encoder, judge = self._senses
+        return TacticPolicy.load(folder, name=member.version, encoder=encoder, judge=judge)
+
+    def _register(self, member: Member, policy: Policy | None) -> None:
         self._members[member.version] = member
-        self._policies[member.version] = self._policy(member)
+        self._policies[member.version] = policy or self._policy(member)
 
     def _policy(self, member: Member) -> Policy:
         if member.kind == "plain":
@@ -173,7 +200,7 @@ class Population:
             return TemplatePolicy(name=member.version)
         return self.model_policy(member.version, member.role, BASE if member.kind == "base" else member.version)
 
-    def _write(self, member: Member) -> None:
+    def _write(self, member: Member, policy: TacticPolicy | None) -> None:
         folder = self._folder / member.folder_name
         record = {name: getattr(member, name) for name in ("version", "role", "kind", "label", "lineage")}
         text = json.dumps(record, indent=1)
@@ -181,6 +208,8 @@ class Population:
             self.backend.save_adapter(member.version, folder, extra={_LINEAGE: text})
             return
         folder.mkdir(parents=True, exist_ok=True)
+        if policy is not None:
+            policy.save(folder)
         handle, scratch = tempfile.mkstemp(dir=folder)
         with os.fdopen(handle, "w") as file:
             file.write(text)

@@ -11,10 +11,14 @@ from rtg_agents.policy import BASE, BackendPolicy, Completion, Policy, Sampling
 from rtg_agents.population import Member, Population, untrained_members
 from rtg_agents.prompting import blue_view, red_view
 from rtg_agents.scripted import ATTACK_TEMPLATES, RandomPolicy, ScriptedPolicy, TemplatePolicy, plain_attacker
+from rtg_agents.tactics import Perceptron, TacticPolicy
+from rtg_env.encoding import HashingEncoder
 from rtg_env.errors import ConfigError, PolicyError, RunError
 from rtg_env.goals import Goal
 from rtg_env.policies import checked_actions
+from rtg_env.tactics import TACTICS, TacticFeatures
 from rtg_env.types import Action, Observation
+from tests.judges_for_runs import Vowels
 
 GOAL = Goal(id="g", text="Say {goal} and {0}.")
 
@@ -161,3 +165,48 @@ def test_a_damaged_lineage_is_named(tmp_path: Path) -> None:
     (tmp_path / "red_01" / "lineage.json").write_text(json.dumps({"version": 1})[:-3])
     with pytest.raises(RunError, match=r"red_01.lineage\.json"):
         population(tmp_path).restored("red_01@v1")
+
+
+def tactic_population(folder: Path, *, senses: bool = True) -> Population:
+    known = (HashingEncoder(4), Vowels()) if senses else None
+    return Population(folder, Echo(), {"red": Sampling(), "blue": Sampling()}, senses=known)
+
+
+def learnt(version: str, *, index: int = 2) -> TacticPolicy:
+    features = TacticFeatures(TACTICS, HashingEncoder(4), Vowels())
+    network = Perceptron.always(index, len(TACTICS), features.size)
+    return TacticPolicy(name=version, features=features, chooser=network)
+
+
+def test_a_tactic_policy_is_a_member_like_any_other(tmp_path: Path) -> None:
+    members = tactic_population(tmp_path)
+    members.extend(untrained_members())
+    version = members.next_version("red")
+    members.add(Member(version=version, role="red", kind="tactics", label="ppo"), learnt(version))
+    again = tactic_population(tmp_path)
+    for name in members.names("red"):
+        again.restored(name)
+    assert again.names("red") == members.names("red")
+    seen = Observation("red_0", (), 0, 3, GOAL)
+    spoken = again.policies[version].act([seen], [0])
+    assert spoken == members.policies[version].act([seen], [0])
+    assert spoken[0].policy == version
+    assert spoken[0].text == TACTICS[2].template.replace("{goal}", GOAL.text)
+
+
+def test_a_tactic_member_needs_its_policy_and_others_have_none(tmp_path: Path) -> None:
+    members = tactic_population(tmp_path)
+    with pytest.raises(PolicyError, match="for a tactic member alone, got none"):
+        members.add(Member(version="red_00@v1", role="red", kind="tactics", label="x"))
+    with pytest.raises(PolicyError, match=r"'red_00@v1'.*'other'"):
+        members.add(Member(version="red_00@v1", role="red", kind="tactics", label="x"), learnt("other"))
+    with pytest.raises(PolicyError, match="for a tactic member alone"):
+        members.add(Member(version="red_00@v1", role="red", kind="plain", label="x"), learnt("red_00@v1"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tactic_member_is_not_restored_without_what_it_sees_with(tmp_path: Path) -> None:
+    version = "red_00@v1"
+    tactic_population(tmp_path).add(Member(version=version, role="red", kind="tactics", label="x"), learnt(version))
+    with pytest.raises(RunError, match=r"senses=\(encoder, judge\)"):
+        tactic_population(tmp_path, senses=False).restored(version)
