@@ -13,9 +13,7 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
 
 from rtg_env.errors import ConfigError, MissingExtraError, RTGError, RunError
+from rtg_env.files import whole_file
 from rtg_env.goals import Goal, GoalSet
 from rtg_env.text import well_formed
 from rtg_env.transcripts import Played, Record, TranscriptStore, transcript_from_json
@@ -162,7 +161,7 @@ def export_dialogues(
         raise RunError(f"expected no file at {path}, there is one; remove it, choose another or replace it by force")
     names = [name for name in store.block_names() if fnmatchcase(name, blocks)]
     groups = _groups(store, names, run, text)
-    with _whole_file(path) as file:
+    with whole_file(path) as file:
         if kind == "parquet":
             count = _write_parquet(file, groups, {"run": run, "redacted": str(not text).lower(), **(about or {})})
         else:
@@ -373,27 +372,6 @@ def _kind(path: Path) -> str:
     if path.suffix not in (".parquet", ".jsonl"):
         raise ConfigError(f"expected a file that ends in .parquet or .jsonl, got {path.name!r}; rename it")
     return path.suffix[1:]
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its place when it is complete and on disk."""
-    scratch = None
-    try:
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-        scratch = None
-    except OSError as error:
-        raise RunError(
-            f"expected to write {path}: {error}; free space or check permissions, then run the same command again"
-        ) from error
-    finally:
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
 
 
 def _write_jsonl(file: BinaryIO, groups: Iterator[list[_Row]]) -> int:

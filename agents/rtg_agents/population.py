@@ -8,8 +8,6 @@ A member never changes once it is added; a new best response is a new member und
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from rtg_agents.prompting import blue_view, red_view
 from rtg_agents.scripted import TemplatePolicy, plain_attacker
 from rtg_agents.tactics import TacticPolicy
 from rtg_env.errors import PolicyError, RunError
+from rtg_env.files import write_text
 from rtg_env.judges.base import Encoder, Judge
 from rtg_env.types import Role
 
@@ -210,10 +209,7 @@ class Population:
         folder.mkdir(parents=True, exist_ok=True)
         if policy is not None:
             policy.save(folder)
-        handle, scratch = tempfile.mkstemp(dir=folder)
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(scratch, folder / _LINEAGE)
+        write_text(folder / _LINEAGE, text)
 
 
 def untrained_members() -> tuple[Member, ...]:

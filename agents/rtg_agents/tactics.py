@@ -16,6 +16,7 @@ from typing import Final, Literal
 import numpy as np
 
 from rtg_env.errors import ConfigError, RunError
+from rtg_env.files import whole_file, write_text
 from rtg_env.judges.base import Encoder, Judge
 from rtg_env.tactics import Tactic, TacticFeatures, legal_tactics, tactic_action
 from rtg_env.types import Action, Observation
@@ -140,12 +141,11 @@ class TacticPolicy:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            np.savez(folder / "tactics.npz", allow_pickle=False, **arrays)
-            (folder / "tactics.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise RunError(
-                f"expected to write a tactic policy into {folder}: {error}; free space and try again"
-            ) from error
+            raise RunError(f"expected a folder in {folder}: {error}; choose another one") from error
+        with whole_file(folder / "tactics.npz") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        write_text(folder / "tactics.json", json.dumps(record, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path, *, name: str, encoder: Encoder, judge: Judge) -> TacticPolicy:

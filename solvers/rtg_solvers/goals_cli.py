@@ -11,9 +11,9 @@ from rtg_agents.progress import Progress
 from rtg_agents.scripted import longest_filled
 from rtg_env import goals as goals_module
 from rtg_env.errors import ConfigError
+from rtg_env.files import write_text
 from rtg_env.goals import MAX_GOAL_CHARS, Goal, GoalSet, to_jsonl
 from rtg_env.text import one_line
-from rtg_solvers.run import write_text
 
 _KINDS = ("harmful train", "harmful heldout", "benign train", "benign heldout")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtg_env.errors import ConfigError, MissingExtraError, RunError
+from rtg_env.files import write_text
 from rtg_env.text import for_terminal, one_line
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_solvers import result as result_module
@@ -21,7 +22,7 @@ from rtg_solvers.configs import from_mapping
 from rtg_solvers.measures import Estimate
 from rtg_solvers.methods.grts import GRTSConfig
 from rtg_solvers.result import Result
-from rtg_solvers.run import read_goals, read_settings, write_text
+from rtg_solvers.run import read_goals, read_settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +18,7 @@ from typing import Any, Final
 
 from rtg_env import goals as goals_module
 from rtg_env.errors import ConfigError, MissingExtraError, RunError
+from rtg_env.files import write_text
 from rtg_env.goals import GoalSet, to_jsonl
 from rtg_env.transcripts import Played, TranscriptStore
 
@@ -175,28 +174,6 @@ def read_goals(path: Path) -> GoalSet:
         return goals_module.load(path / _GOALS)
     except ConfigError as error:
         raise RunError(f"expected the goals of the run in {path / _GOALS}: {error}") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        RunError: If it cannot be written.
-    """
-    scratch = None
-    try:
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(scratch, path)
-        scratch = None
-    except OSError as error:
-        raise RunError(
-            f"expected to write {path}: {error}; free space or check permissions, then run the same command again"
-        ) from error
-    finally:
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
 
 
 def _acquire(path: Path) -> Any:
