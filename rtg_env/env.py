@@ -80,7 +80,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         super().__init__()  # type: ignore[no-untyped-call]  # PettingZoo does not annotate it
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ConfigError(f"render_mode must be None or one of {RENDER_MODES}, got {render_mode!r}")
-        self.config = game_config(config, game)
+        self.config = game_config(config, game, beside=("goals", "judge", "limits", "render_mode"))
         self.goals = goals_module.builtin() if goals is None else goals
         if not isinstance(self.goals, GoalSet):
             raise ConfigError(f"goals must be a GoalSet, got {type(goals).__name__}; wrap them: GoalSet(goals)")

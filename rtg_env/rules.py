@@ -7,7 +7,7 @@ disguise an attack as a benign request (ours).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
@@ -101,8 +101,13 @@ class GameConfig:
         return max(1.0, self.helpfulness_weight)
 
 
-def game_config(config: GameConfig | None, game: Mapping[str, Any]) -> GameConfig:
+def game_config(config: GameConfig | None, game: Mapping[str, Any], *, beside: Sequence[str] = ()) -> GameConfig:
     """A config from a config or from its fields as keywords.
+
+    Args:
+        config: A whole config, or None.
+        game: Fields of one.
+        beside: What else the caller takes, for whoever mistypes it.
 
     Raises:
         ConfigError: If both were given, or a field is unknown or out of range.
@@ -115,11 +120,10 @@ def game_config(config: GameConfig | None, game: Mapping[str, Any]) -> GameConfi
         raise ConfigError(f"config must be a GameConfig, got {type(config).__name__}; pass its fields as keywords")
     if config is not None:
         return config
-    try:
-        return GameConfig(**game)
-    except TypeError as error:
-        known = ", ".join(GameConfig.__dataclass_fields__)
-        raise ConfigError(f"expected fields of GameConfig ({known}), got an unknown one: {error}") from None
+    if unknown := [name for name in game if name not in GameConfig.__dataclass_fields__]:
+        known = [*beside, *GameConfig.__dataclass_fields__]
+        raise ConfigError(f"expected arguments among {', '.join(known)}, got {', '.join(unknown)}; correct the name")
+    return GameConfig(**game)
 
 
 class Deal(NamedTuple):

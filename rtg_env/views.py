@@ -295,7 +295,7 @@ def _table(
 ) -> Table:
     return Table(
         learner,
-        game_config(config, game),
+        game_config(config, game, beside=("opponents", "goals", "judge", "limits", "render_mode")),
         goals=goals_module.builtin() if goals is None else goals,
         judge=default_judge() if judge is None else judge,
         opponents=_Replier() if opponents is None else opponents,

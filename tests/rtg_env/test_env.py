@@ -584,6 +584,11 @@ def test_the_option_goal_id_fixes_the_goal() -> None:
         assert env.transcript().goal.id == "o"
 
 
+def test_a_mistyped_argument_is_refused_with_all_that_can_be_passed() -> None:
+    with pytest.raises(ConfigError, match=r"among .*judge, .*num_exchanges, .*got judgee"):
+        rtg_env.env(judgee=None)
+
+
 def test_an_unknown_goal_id_is_refused() -> None:
     with pytest.raises(ConfigError, match="'nope'"):
         make().reset(seed=0, options={"goal_id": "nope"})
