@@ -40,18 +40,19 @@ UNSOUND: Final[dict[str, Judged]] = {
 
 
 class StagedJudge:
-    """A judge that fails in a chosen way in one call, and pays red all it can in every other.
+    """A judge that fails in a chosen way in one call, or from then on, and pays red all it can in every other.
 
     Args:
         usual: What it says.
         fault: What it does in call `at` instead.
         at: Index of that call.
+        lasts: Whether it fails in every later call too.
     """
 
     judge_id = _ID
 
-    def __init__(self, usual: Judged, fault: Judged | None = None, at: int = 0) -> None:
-        self.usual, self.fault, self.at = usual, fault, at
+    def __init__(self, usual: Judged, fault: Judged | None = None, at: int = 0, *, lasts: bool = False) -> None:
+        self.usual, self.fault, self.at, self.lasts = usual, fault, at, lasts
         self.num_calls = 0
 
     @property
@@ -62,7 +63,7 @@ class StagedJudge:
     def judge(self, cases: Sequence[Case]) -> list[Verdict]:
         """Verdicts, or the fault."""
         self.num_calls += 1
-        fails = self.fault is not None and self.num_calls - 1 == self.at
+        fails = self.num_calls == self.at + 1 or (self.lasts and self.has_failed)
         return (self.fault if fails and self.fault else self.usual)(cases)
 
 
@@ -105,15 +106,20 @@ def judged(trial: Trial) -> None:
 
 @clause(
     "ask the judge by rtg_env.judges.judge_safely; after an invalid verdict pay 0.0 to the end and set "
-    "infos[agent]['unscored'] = True for every agent",
+    "infos[agent]['unscored'] = True for every agent; or draw again what could not be judged and count that as "
+    "infos[agent]['redrawn']",
     needs=("judged",),
 )
 def unscored(trial: Trial) -> None:
-    """After a judge has failed nobody is paid, every info says unscored, and the episode still ends."""
+    """After a judge has failed nobody is paid, every info says unscored, and the episode still ends.
+
+    Unless what could not be judged was drawn again, which infos say as `redrawn`; a judge that stays down fails that too.
+    """
     for name, fault in UNSOUND.items():
-        for at in (0, 1):
+        for at, lasts in ((0, False), (1, False), (1, True)):
             for seed in trial.options.seeds:
-                _play_judged(trial, StagedJudge(_all(1.0, 0.0), fault, at), seed, f"{name} in call {at}")
+                judge = StagedJudge(_all(1.0, 0.0), fault, at, lasts=lasts)
+                _play_judged(trial, judge, seed, f"{name} {'from' if lasts else 'in'} call {at}")
 
 
 def _play_judged(trial: Trial, judge: StagedJudge, seed: int, name: str) -> None:
@@ -142,11 +148,13 @@ def _play_judged(trial: Trial, judge: StagedJudge, seed: int, name: str) -> None
 
 
 def _check_pay(game: Game, view: View, judge: StagedJudge, name: str) -> None:
+    mended = not judge.lasts and any(info.get("redrawn") for info in view.infos.values())
+    failed = judge.has_failed and not mended
     for agent, reward in view.rewards.items():
-        if not math.isfinite(reward) or (judge.has_failed and reward != 0):
-            expected = "nothing" if judge.has_failed else "a finite reward"
+        if not math.isfinite(reward) or (failed and reward != 0):
+            expected = "nothing" if failed else "a finite reward"
             raise Unmet(f"{expected} to be paid to {agent} under a judge that says {name}", f"{reward}", game.where())
     for agent, info in view.infos.items():
-        if info.get("unscored") is not judge.has_failed:
+        if info.get("unscored") is not failed:
             found = f"{info.get('unscored')!r} under a judge that says {name}"
-            raise Unmet(f"infos[{agent!r}]['unscored'] to be {judge.has_failed}", found, game.where())
+            raise Unmet(f"infos[{agent!r}]['unscored'] to be {failed}", found, game.where())
