@@ -31,14 +31,13 @@ from pettingzoo import AECEnv
 from pettingzoo.utils.conversions import turn_based_aec_to_parallel_wrapper
 from pettingzoo.utils.env import AECIterable
 
-from rtg_env import goals as goals_module
 from rtg_env import rewards, rules
 from rtg_env.dialogue import SCHEMA_VERSION, Dialogue, Transcript
 from rtg_env.engine import check_schema
 from rtg_env.errors import ConfigError, InvalidActionError, OrderError
-from rtg_env.goals import Goal, GoalSet, named_goal
+from rtg_env.goals import Goal, GoalSet, given_goals, named_goal
 from rtg_env.judges.base import Judge, default_judge, judge_safely
-from rtg_env.limits import Limits
+from rtg_env.limits import Limits, given_limits
 from rtg_env.rendering import RENDER_MODES, as_text, dialogue_lines, write
 from rtg_env.rules import GameConfig, game_config
 from rtg_env.spaces import UnicodeText, observation_space_of
@@ -81,11 +80,9 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         if render_mode is not None and render_mode not in RENDER_MODES:
             raise ConfigError(f"render_mode must be None or one of {RENDER_MODES}, got {render_mode!r}")
         self.config = game_config(config, game, beside=("goals", "judge", "limits", "render_mode"))
-        self.goals = goals_module.builtin() if goals is None else goals
-        if not isinstance(self.goals, GoalSet):
-            raise ConfigError(f"goals must be a GoalSet, got {type(goals).__name__}; wrap them: GoalSet(goals)")
+        self.goals = given_goals(goals)
         self.judge = default_judge() if judge is None else judge
-        self.limits = Limits() if limits is None else limits
+        self.limits = given_limits(limits)
         self.render_mode = render_mode
         self.possible_agents = list(self.config.agents)
         self.agents: list[str] = []

@@ -244,6 +244,17 @@ def to_record(goal: Goal) -> dict[str, object]:
     }
 
 
+def given_goals(goals: GoalSet | None) -> GoalSet:
+    """The goals that a caller gave; the built-in set for None.
+
+    Raises:
+        ConfigError: If they are no `GoalSet`.
+    """
+    if goals is not None and not isinstance(goals, GoalSet):
+        raise ConfigError(f"goals must be a GoalSet, got {type(goals).__name__}; wrap them: GoalSet(goals)")
+    return builtin() if goals is None else goals
+
+
 def named_goal(goals: GoalSet, options: Mapping[str, Any]) -> Goal | None:
     """The goal that reset options fix: `goal` (a `Goal`) or `goal_id`; None if chance draws it.
 

@@ -32,8 +32,12 @@ class Limits:
             isinstance(self.calls, bool) or not isinstance(self.calls, int) or self.calls < 1
         ):
             raise ConfigError(f"calls must be None or a whole number >= 1, got {self.calls!r}")
-        if self.seconds is not None and not (isinstance(self.seconds, int | float) and self.seconds > 0):
+        if self.seconds is not None and (
+            isinstance(self.seconds, bool) or not isinstance(self.seconds, int | float) or not self.seconds > 0
+        ):
             raise ConfigError(f"seconds must be None or a number > 0, got {self.seconds!r}")
+        if not callable(self.clock):
+            raise ConfigError(f"clock must be a function that tells the time in seconds, got {self.clock!r}")
 
     def begin(self) -> float:
         """The time of a deal, for `reached`."""
@@ -49,3 +53,14 @@ class Limits:
         if self.calls is not None and calls >= self.calls:
             return True
         return self.seconds is not None and self.clock() - begun >= self.seconds
+
+
+def given_limits(limits: Limits | None) -> Limits:
+    """The limits that a caller gave; none at all for None.
+
+    Raises:
+        ConfigError: If they are something else.
+    """
+    if limits is not None and not isinstance(limits, Limits):
+        raise ConfigError(f"limits must be Limits, got {type(limits).__name__}; pass Limits(calls=..., seconds=...)")
+    return limits or Limits()
