@@ -6,8 +6,11 @@ from rtg_env.engine import DialogueBatch, Turn, replay, rescore
 from rtg_env.env import env, parallel_env, raw_env
 from rtg_env.goal_groups import group_near_duplicates
 from rtg_env.goals import Goal, GoalSet
+from rtg_env.limits import Limits
+from rtg_env.policies import Policy
 from rtg_env.registration import register_environments
 from rtg_env.rules import Deal, GameConfig
+from rtg_env.table import Pool
 from rtg_env.types import Action, Case, Exchange, Observation, Role, Verdict
 
 __all__ = [
@@ -19,7 +22,10 @@ __all__ = [
     "GameConfig",
     "Goal",
     "GoalSet",
+    "Limits",
     "Observation",
+    "Policy",
+    "Pool",
     "Role",
     "Transcript",
     "Turn",
