@@ -9,7 +9,7 @@ own `AsyncVectorEnv` returns zeros in its place with its default shared memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set, Sized
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -66,7 +66,6 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(view.observation_space, self.num_envs)
         self.action_space = batch_space(view.action_space, self.num_envs)
         self._play = Stepper(table, view)
-        self._seen: list[Any] = [None] * self.num_envs
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -82,15 +81,12 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         """
         options = dict(options or {})
         slots = self._masked(options.pop("reset_mask", None))
-        for slot, one in enumerate(self._seeds(seed)):
-            if one is not None and slot in slots:
-                self._play.table.seed(slot, one)
+        seeds = self._seeds(seed)
+        _, told = self._play.reset(slots, options, {slot: seeds[slot] for slot in slots})
         infos: dict[str, Any] = {}
-        seen, told = self._play.reset(slots, options)
-        for slot, observation, info in zip(slots, seen, told, strict=True):
-            self._seen[slot] = observation
+        for slot, info in zip(slots, told, strict=True):
             infos = self._add_info(infos, info, slot)
-        return self._batched(), infos
+        return self._batched(self.view.observe(range(self.num_envs))), infos
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One action in every slot.
@@ -101,17 +97,20 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         Raises:
             InvalidActionError: If there are not N, or one is not legal; nothing has happened then.
             OrderError: Before `reset`.
+            PolicyError: If an opponent breaks its contract, in these dialogues or the next; nothing has happened then.
         """
         infos: dict[str, Any] = {}
+        seen = []
         steps = self.step_slots(actions)
         for slot, step in enumerate(steps):
+            seen.append(step.observation)
             if step.final_info is not None:
                 infos = self._add_info(infos, {"final_obs": step.final_obs, "final_info": step.final_info}, slot)
             infos = self._add_info(infos, step.info, slot)
         rewards = np.array([step.outcome.reward for step in steps], dtype=np.float64)
         terminated = np.array([step.outcome.terminated for step in steps])
         truncated = np.array([step.outcome.truncated for step in steps])
-        return self._batched(), rewards, terminated, truncated, infos
+        return self._batched(seen), rewards, terminated, truncated, infos
 
     def step_slots(self, actions: Any) -> list[SlotStep]:
         """The same step, slot by slot.
@@ -119,19 +118,25 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         Raises:
             InvalidActionError: If there are not N actions, or one is not legal; nothing has happened then.
             OrderError: Before `reset`.
+            PolicyError: If an opponent breaks its contract, in these dialogues or the next; nothing has happened then.
         """
-        if isinstance(actions, str) or len(actions) != self.num_envs:
+        unordered = isinstance(actions, str | bytes | Mapping | Set) or not isinstance(actions, Sized)
+        if unordered or len(actions) != self.num_envs:
             raise InvalidActionError(f"expected {self.num_envs} actions, one per slot, got {actions!r:.80}")
+        with self._play.table.all_or_nothing(range(self.num_envs)):
+            return self._stepped(actions)
+
+    def _stepped(self, actions: Any) -> list[SlotStep]:
         outcomes = self._play.play(dict(enumerate(actions)))
         slots = range(self.num_envs)
-        self._seen = self.view.observe(slots)
+        seen = self.view.observe(slots)
         over = [slot for slot in slots if outcomes[slot].terminated or outcomes[slot].truncated]
-        final = {slot: (self._seen[slot], self._play.info(slot)) for slot in over}
+        final = {slot: (seen[slot], self._play.info(slot)) for slot in over}
         if over:
             for slot, observation in zip(over, self._play.reset(over, None)[0], strict=True):
-                self._seen[slot] = observation
+                seen[slot] = observation
         return [
-            SlotStep(self._seen[slot], outcomes[slot], self._play.info(slot), *final.get(slot, (None, None)))
+            SlotStep(seen[slot], outcomes[slot], self._play.info(slot), *final.get(slot, (None, None)))
             for slot in slots
         ]
 
@@ -156,16 +161,16 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
             return None
         return tuple(as_text(dialogue_lines(self._play.table.dialogue(slot))) for slot in range(self.num_envs))
 
-    def _batched(self) -> Any:
+    def _batched(self, seen: Sequence[Any]) -> Any:
         space = self.single_observation_space
         empty: Any = create_empty_array(space, self.num_envs)
-        return concatenate(space, self._seen, empty)
+        return concatenate(space, seen, empty)
 
     def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
         if seed is None or isinstance(seed, int):
             return [None if seed is None else seed + slot for slot in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ConfigError(f"expected one seed, or one for each of {self.num_envs} dialogues, got {len(seed)}")
+        if isinstance(seed, str) or not isinstance(seed, Sequence) or len(seed) != self.num_envs:
+            raise ConfigError(f"expected one seed, or a list of {self.num_envs}, one per dialogue, got {seed!r:.80}")
         return seed
 
     def _masked(self, mask: Any) -> list[int]:

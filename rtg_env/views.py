@@ -6,7 +6,8 @@
 `Attack-v0` seats the learner as a red member, `Defend-v0` as blue; actions are text (or an `Action` with its tokens),
 observations what the agent sees in the PettingZoo environment. A step is one sentence of the learner and everything that
 the others answer to it; its reward is what the learner was paid on the way, so that a loss that an opponent's sentence
-causes is credited.
+causes is credited, and what teammates have won before a member's first turn comes with its first step: the rewards of a
+dialogue add up to the learner's utility.
 
 Every view is a `View` over one `Table`, so that the vectorised environments play what the single ones play: with the
 same seed, slot i of a vector plays the dialogues of a single environment that was seeded with seed + i.
@@ -24,10 +25,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from rtg_env import goals as goals_module
 from rtg_env.dialogue import Transcript
-from rtg_env.errors import ConfigError
-from rtg_env.goals import GoalSet
+from rtg_env.errors import ConfigError, InvalidActionError
+from rtg_env.goals import GoalSet, given_goals
 from rtg_env.judges.base import Judge, default_judge
 from rtg_env.limits import Limits
 from rtg_env.rendering import RENDER_MODES, as_text, dialogue_lines, write
@@ -95,7 +95,8 @@ class TextView:
 
     def say(self, slot: int, action: Action | str) -> Action | str:
         """As it is; the rules check it."""
-        del slot
+        if action is None:
+            raise InvalidActionError(f"action must be text, got None in slot {slot}; pass a str")
         return action
 
     def commit(self, slot: int) -> None:
@@ -126,9 +127,14 @@ class Stepper(Generic[Seen]):
         self.table = table
         self.view = view
 
-    def reset(self, slots: Sequence[int], options: Mapping[str, Any] | None) -> tuple[list[Seen], list[dict[str, Any]]]:
-        """Observations and infos of new dialogues."""
-        self.table.deal(slots, options)
+    def reset(
+        self,
+        slots: Sequence[int],
+        options: Mapping[str, Any] | None,
+        seeds: Mapping[int, int | None] | None = None,
+    ) -> tuple[list[Seen], list[dict[str, Any]]]:
+        """Observations and infos of new dialogues; if one cannot be dealt, those before go on."""
+        self.table.deal(slots, options, seeds)
         for slot in slots:
             self.view.begin(slot)
         return self.view.observe(slots), [self.info(slot) for slot in slots]
@@ -184,12 +190,16 @@ class SeatEnv(gym.Env[Seen, Done]):
             seed: Restarts the environment's own generator; None goes on with it.
             options: `goal` (a `Goal`) or `goal_id`; `opponents`, for this dialogue; other keys are ignored.
 
+        If it raises, the dialogue before goes on.
+
         Raises:
             ConfigError: If there is no such goal, or opponents are none.
+            JudgeError: If the judge keeps failing before the learner's first turn.
+            PolicyError: If an opponent breaks its contract.
         """
-        table = self._play.table
-        self.np_random = table.seed(0, seed) if seed is not None else table.rng(0)
-        seen, infos = self._play.reset([0], options)
+        seen, infos = self._play.reset([0], options, {0: seed})
+        self.np_random = self._play.table.rng(0)
+        self._np_random_seed = self._play.table.seed_of(0)
         self._rendered = 0
         self._render_new()
         return seen[0], infos[0]
@@ -296,7 +306,7 @@ def _table(
     return Table(
         learner,
         game_config(config, game, beside=("opponents", "goals", "judge", "limits", "render_mode")),
-        goals=goals_module.builtin() if goals is None else goals,
+        goals=given_goals(goals),
         judge=default_judge() if judge is None else judge,
         opponents=_Replier() if opponents is None else opponents,
         num_slots=num_slots,

@@ -1,4 +1,4 @@
-"""Doubles for tests of the core: judges that say what they are told or fail in a chosen way, and a few small goals."""
+"""Doubles for tests of the core: judges and policies that say what they are told or fail in a chosen way, a few small goals."""
 
 from __future__ import annotations
 
@@ -130,6 +130,36 @@ class FaultyJudge:
             return good
         faults = (Verdict.failed(self.judge_id, "429"), verdict(float("nan")), verdict(1.5), verdict(0.0, helpful=-0.1))
         return faults[digest[1] % len(faults)]
+
+
+class SeededPolicy:
+    """Says a hash of its name, of all that it sees and of its seed; remembers how many it was asked at a time."""
+
+    def __init__(self, name: str = "seeded") -> None:
+        self.name = name
+        self.batches: list[int] = []
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
+        self.batches.append(len(observations))
+        return [self.answer(seen, seed) for seen, seed in zip(observations, seeds, strict=True)]
+
+    def answer(self, seen: Observation, seed: int) -> Action:
+        goal = seen.goal.id if seen.goal else ""
+        told = [self.name, seed, seen.agent_id, seen.turn, goal, list(seen.messages)]
+        return Action(text=f"{self.name} {hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]}", policy=self.name)
+
+
+class BreakingPolicy(SeededPolicy):
+    """Does something else instead in chosen calls."""
+
+    def __init__(self, fault: Callable[[list[Action]], object], *, calls: Sequence[int], name: str = "seeded") -> None:
+        super().__init__(name)
+        self.fault, self.calls = fault, set(calls)
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
+        said = super().act(observations, seeds)
+        broken = len(self.batches) - 1 in self.calls
+        return self.fault(said) if broken else said  # type: ignore[return-value]  # the point of this double
 
 
 def play(batch: DialogueBatch, say: Callable[[Observation], str | Action]) -> list[Transcript]:
