@@ -254,11 +254,19 @@ class Table:
             InvalidActionError: If a sentence is not legal.
             PolicyError: If a policy breaks its contract.
         """
-        for slot in actions:
-            if not self._slots[slot].goes_on:
-                raise OrderError(f"expected a dialogue that goes on in slot {slot}, there is none; call reset()")
+        self.check_order(actions)
         with self.all_or_nothing(actions) as kept:
             return self._said(actions, kept)
+
+    def check_order(self, slots: Iterable[int]) -> None:
+        """Refuse to go on where nothing goes on.
+
+        Raises:
+            OrderError: If a slot has no dialogue that goes on.
+        """
+        for slot in slots:
+            if not self._slots[slot].goes_on:
+                raise OrderError(f"expected a dialogue that goes on in slot {slot}, there is none; call reset()")
 
     def observe(self, slot: int) -> Observation:
         """What the learner sees in one slot."""

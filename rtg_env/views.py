@@ -141,6 +141,7 @@ class Stepper(Generic[Seen]):
 
     def play(self, actions: Mapping[int, Any]) -> dict[int, Outcome]:
         """What one action in each of these slots leads to."""
+        self.table.check_order(actions)
         said = {slot: self.view.say(slot, action) for slot, action in actions.items()}
         outcomes = self.table.say({slot: sentence for slot, sentence in said.items() if sentence is not None})
         for slot in actions:

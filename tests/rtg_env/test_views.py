@@ -29,6 +29,7 @@ from rtg_env.errors import ConfigError, InvalidActionError, JudgeError, OrderErr
 from rtg_env.policies import Policy
 from rtg_env.testing import check_env
 from rtg_env.testing.games import plain
+from rtg_env.tokens import tokens
 from rtg_env.vector import SeatVectorEnv, attack_vector, defend_vector
 from rtg_env.views import TextEnv, attack, defend
 from tests.doubles import (
@@ -506,6 +507,17 @@ def test_after_the_end_a_step_says_to_reset(name: str) -> None:
     assert canonical(env.transcript()) == before
     env.reset()
     env.step("x")
+
+
+def test_after_the_end_no_action_that_is_no_whole_sentence_is_taken_either() -> None:
+    env = tokens(goals=GOALS, judge=TextJudge(), opponents=SeededPolicy(), num_exchanges=1)
+    with pytest.raises(OrderError, match=r"call reset\(\)"):
+        env.step(65)
+    env.reset(seed=0)
+    env.step(65)
+    assert env.step(256)[2]
+    with pytest.raises(OrderError, match=r"call reset\(\)"):
+        env.step(65)
 
 
 @both
