@@ -244,6 +244,14 @@ class Table:
                     return
             raise self._never_asked(waiting)
 
+    def set_opponents(self, opponents: Opponents) -> None:
+        """Seat others from the next deals on.
+
+        Raises:
+            ConfigError: If a seat has no policy, or what is given is none; those before stay then.
+        """
+        self._pools = self._seated(opponents)
+
     def say(self, actions: Mapping[int, Action | str]) -> dict[int, Outcome]:
         """Let the learner speak in some slots, and the others answer, up to its next turn.
 
@@ -363,12 +371,13 @@ class Table:
         rng = self.rng(slot)
         goal = goal or self.goals.draw(rng, benign_prob=self._benign_prob)
         deal = rules.draw_deal(self.config, goal, rng)
-        drawn: dict[int, Policy] = {}  # seats that share a pool share one draw, so that a team is drawn jointly
+        drawn: dict[tuple[Role, int], Policy] = {}  # seats of a side that share a pool share one draw: a joint one
         players = {}
         for agent, pool in pools.items():
-            if id(pool) not in drawn:
-                drawn[id(pool)] = pool.draw(rng)
-            players[agent] = drawn[id(pool)]
+            key = role_of(agent), id(pool)
+            if key not in drawn:
+                drawn[key] = pool.draw(rng)
+            players[agent] = drawn[key]
         names = tuple(players[agent].name if agent in players else "learner" for agent in self.config.agents)
         dialogue = Dialogue.start(self.config, deal._replace(policies=names, seed=int(rng.integers(2**63))))
         self._batch.put(slot, dialogue)

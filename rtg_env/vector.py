@@ -21,7 +21,7 @@ from rtg_env.dialogue import Transcript
 from rtg_env.errors import ConfigError, InvalidActionError
 from rtg_env.rendering import as_text, dialogue_lines
 from rtg_env.rules import GameConfig
-from rtg_env.table import Outcome, Table
+from rtg_env.table import Opponents, Outcome, Table
 from rtg_env.views import SeatEnv, Stepper, TextView, View, attack_table, defend_table
 
 
@@ -66,6 +66,7 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(view.observation_space, self.num_envs)
         self.action_space = batch_space(view.action_space, self.num_envs)
         self._play = Stepper(table, view)
+        self._finished: list[Transcript] = []
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -83,6 +84,7 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         slots = self._masked(options.pop("reset_mask", None))
         seeds = self._seeds(seed)
         _, told = self._play.reset(slots, options, {slot: seeds[slot] for slot in slots})
+        self._finished = []
         infos: dict[str, Any] = {}
         for slot, info in zip(slots, told, strict=True):
             infos = self._add_info(infos, info, slot)
@@ -132,13 +134,27 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         seen = self.view.observe(slots)
         over = [slot for slot in slots if outcomes[slot].terminated or outcomes[slot].truncated]
         final = {slot: (seen[slot], self._play.info(slot)) for slot in over}
+        finished = [self._play.table.transcript(slot) for slot in over]
         if over:
             for slot, observation in zip(over, self._play.reset(over, None)[0], strict=True):
                 seen[slot] = observation
+        self._finished = finished
         return [
             SlotStep(seen[slot], outcomes[slot], self._play.info(slot), *final.get(slot, (None, None)))
             for slot in slots
         ]
+
+    def set_opponents(self, opponents: Opponents) -> None:
+        """Seat others from the next dialogues on; those that go on keep theirs.
+
+        Raises:
+            ConfigError: If a seat has no policy, or what is given is none.
+        """
+        self._play.table.set_opponents(opponents)
+
+    def finished(self) -> list[Transcript]:
+        """The dialogues that the last step has ended, in the order of their slots."""
+        return list(self._finished)
 
     def transcripts(self) -> list[Transcript]:
         """The dialogue of every slot as far as it was played; a step that ends one has dealt a new one already."""

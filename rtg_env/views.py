@@ -216,6 +216,14 @@ class SeatEnv(gym.Env[Seen, Done]):
         self._render_new()
         return self.view.observe([0])[0], *outcome, self._play.info(0)
 
+    def set_opponents(self, opponents: Opponents) -> None:
+        """Seat others from the next dialogue on; `options` of `reset` are for one dialogue alone.
+
+        Raises:
+            ConfigError: If a seat has no policy, or what is given is none.
+        """
+        self._play.table.set_opponents(opponents)
+
     def transcript(self) -> Transcript:
         """The dialogue with verdicts and pay, as far as it was played."""
         return self._play.table.transcript(0)

@@ -245,8 +245,20 @@ def test_two_pools_are_drawn_independently() -> None:
 
 @pytest.mark.parametrize("opponents", [Pool([A, B]), [A, B]], ids=["pool", "list"])
 def test_a_list_for_everybody_is_drawn_as_the_pool_of_it(opponents: Opponents) -> None:
-    drawn = {names(dealt(opponents=opponents, num_red=2, seed=seed))[1:] for seed in range(40)}
-    assert drawn == {("a", "a"), ("b", "b")}
+    drawn = {names(dealt(opponents=opponents, num_red=3, seed=seed))[1:] for seed in range(60)}
+    assert drawn == {("a", "a", "a"), ("a", "a", "b"), ("b", "b", "a"), ("b", "b", "b")}  # mates jointly, blue apart
+
+
+def test_new_opponents_sit_down_at_the_next_deal() -> None:
+    made = dealt(opponents=A, num_red=1, seed=0)
+    made.set_opponents({"blue": B})
+    assert names(made)[-1] == "a"
+    made.deal([0])
+    assert names(made)[-1] == "b"
+    with pytest.raises(ConfigError):
+        made.set_opponents({"green": A})
+    made.deal([0])
+    assert names(made)[-1] == "b"
 
 
 @pytest.mark.parametrize("learner", ["red_2", "blue_1", "green", "", "red"])

@@ -1048,3 +1048,40 @@ def test_what_a_user_needs_is_in_the_package_itself() -> None:
     for name, chosen in documented():
         env = gymnasium.make(name, limits=rtg_env.Limits(calls=20), **chosen)
         assert env.reset(seed=0)[1]["unscored"] is False
+
+
+def test_the_dialogues_that_a_step_has_ended_can_be_had() -> None:
+    envs = make_many(num_exchanges=2)
+    envs.reset(seed=0)
+    assert envs.finished() == []
+    envs.step(["a", "b", "c"])
+    assert envs.finished() == []
+    _, rewards, *_ = envs.step(["d", "e", "f"])
+    ended = envs.finished()
+    assert [[exchange.red for exchange in transcript.exchanges] for transcript in ended] == [
+        ["a", "d"],
+        ["b", "e"],
+        ["c", "f"],
+    ]
+    assert all(not transcript.exchanges for transcript in envs.transcripts())
+    envs.step(["a", "b", "c"])
+    assert envs.finished() == []
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_opponents_can_be_exchanged_for_good(many: bool) -> None:
+    def speakers() -> set[str]:
+        records = envs.transcripts() if many else [env.transcript()]
+        return {action.policy for record in records for _, action in record.actions} - {""}
+
+    envs, env = make_many("Defend", benign_prob=0.0), make("Defend", benign_prob=0.0)
+    chosen: Any = envs if many else env
+    chosen.reset(seed=0)
+    before = speakers()
+    chosen.set_opponents(SeededPolicy("other"))
+    assert speakers() == before
+    for _ in range(2):
+        chosen.reset()
+        assert speakers() == {"other"}
+    with pytest.raises(ConfigError):
+        chosen.set_opponents([])
