@@ -1056,7 +1056,7 @@ def test_the_dialogues_that_a_step_has_ended_can_be_had() -> None:
     assert envs.finished() == []
     envs.step(["a", "b", "c"])
     assert envs.finished() == []
-    _, rewards, *_ = envs.step(["d", "e", "f"])
+    envs.step(["d", "e", "f"])
     ended = envs.finished()
     assert [[exchange.red for exchange in transcript.exchanges] for transcript in ended] == [
         ["a", "d"],
