@@ -46,23 +46,41 @@ class CachedEncoder:
 
     Args:
         encoder: Computes the vectors.
-        capacity: Texts that are remembered; those that were not asked for the longest are forgotten first.
+        capacity: Texts that are remembered, at least 1; those that were not asked for the longest are forgotten first.
     """
 
     def __init__(self, encoder: Encoder, capacity: int = 10_000) -> None:
+        if capacity < 1:
+            raise ConfigError(f"capacity must be >= 1, got {capacity}")
         self._encoder = encoder
         self._capacity = capacity
         self._rows: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """[N, D] float32, unit rows."""
+        """[N, D] float32, unit rows; [0, 0] for no texts as long as D is not known.
+
+        Raises:
+            ConfigError: If the encoder returns anything but one row of D finite numbers for each text.
+        """
         new = list(dict.fromkeys(text for text in texts if text not in self._rows))
         if new:
-            fresh = np.asarray(self._encoder.encode(new), dtype=np.float32)
-            self._rows.update(zip(new, fresh, strict=True))
-        rows = np.stack([self._rows[text] for text in texts])
+            self._rows.update(zip(new, self._encoded(new), strict=True))
+        width = next(iter(self._rows.values()), np.zeros(0)).size
+        rows = np.array([self._rows[text] for text in texts], dtype=np.float32).reshape(len(texts), width)
         for text in texts:
             self._rows.move_to_end(text)
         while len(self._rows) > self._capacity:
             self._rows.popitem(last=False)
+        return rows
+
+    def _encoded(self, texts: list[str]) -> np.ndarray:
+        rows = np.array(self._encoder.encode(texts), dtype=np.float32)  # a copy: an encoder may fill its array again
+        known = next(iter(self._rows.values()), None)
+        expected = [len(texts), "D" if known is None else known.size]
+        fits = rows.ndim == 2 and len(rows) == len(texts) and (known is None or rows.shape[1] == known.size)
+        if not fits or not np.isfinite(rows).all():
+            raise ConfigError(
+                f"expected {expected} finite numbers from {type(self._encoder).__name__}, "
+                f"got {list(rows.shape)}{' with NaN or infinity' if fits else ''}; mend the encoder"
+            )
         return rows
