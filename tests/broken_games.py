@@ -17,7 +17,7 @@ from rtg_env.env import parallel_env, raw_env
 from rtg_env.spaces import UnicodeText
 from rtg_env.types import Case, Verdict
 from tests.doubles import GOALS, TextJudge
-from tests.text_games import MAX_CHARS, Debate, Guess
+from tests.text_games import MAX_CHARS, Count, Debate, Guess
 
 # What is shown
 
@@ -50,6 +50,16 @@ class ShortObservationSpace(Debate):
 class SetInInfo(Debate):
     def info(self, agent: str) -> dict[str, Any]:
         return {"words": set(self.lines)}
+
+
+class ArrayInInfo(Count):
+    def info(self) -> dict[str, Any]:
+        return {**super().info(), "squares": np.array([0, 1, 4])}
+
+
+class AddsAnyNumber(Count):
+    def step(self, action: Any) -> Any:
+        return super().step(action if self.action_space.contains(action) or not isinstance(action, int) else 2)
 
 
 class NanInInfo(Debate):

@@ -200,3 +200,33 @@ class Guess(gymnasium.Env):
         found = action == self.colour
         info = {"num_guesses": self.num_guesses}
         return {"hint": "Yes." if found else "No."}, float(found), found, self.num_guesses >= 3, info
+
+
+class Count(gymnasium.Env):
+    """One agent adds 0, 1 or 2 until it has 4; a game of numbers, with a mask."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+
+    def __init__(self) -> None:
+        self.observation_space = spaces.Box(0.0, 6.0, (1,), np.float32)
+        self.action_space = spaces.Discrete(3)
+        self.total: int | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.total = int(self.np_random.integers(2))
+        return self.seen(), self.info()
+
+    def seen(self) -> np.ndarray:
+        return np.array([self.total], dtype=np.float32)
+
+    def info(self) -> dict[str, Any]:
+        return {"action_mask": np.array([self.total != 0, 1, 1], dtype=np.int8)}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.total is None:
+            raise RuntimeError("call reset() first")
+        if not self.action_space.contains(action):
+            raise ValueError("add 0, 1 or 2")
+        self.total += int(action)
+        return self.seen(), float(self.total == 4), self.total >= 4, False, self.info()

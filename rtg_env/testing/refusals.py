@@ -14,7 +14,7 @@ from pettingzoo.utils.env_logger import EnvLogger
 from rtg_env.testing.clause import NotApplicable, Unmet, clause, described
 from rtg_env.testing.games import Game, Move, plain
 from rtg_env.testing.trial import Script, Trial, compare, first_turns, follow
-from rtg_env.testing.values import check_view
+from rtg_env.testing.values import NUMBERS, check_view
 
 WRONG_TYPES: Final = (None, 3, 1.5, b"bytes", ["a list"])
 """What is no text."""
@@ -73,12 +73,12 @@ def step_after_end(trial: Trial) -> None:
     needs=("replay", "transcript", "saved-state"),
 )
 def wrong_types(trial: Trial) -> None:
-    """An action that is no text, or None from a live agent, is refused with an error, and nothing has happened then."""
+    """An action that is neither text nor in the space, or None of a live agent, is refused with an error, and nothing has happened."""
     script = trial.script(trial.first_seed)
     for turn in first_turns(script):
         game = trial.begun(script.seed)
         follow(game, script, "the same episode", begin=1, end=turn)
-        for action in WRONG_TYPES:
+        for action in _wrong(game, script.movers[turn]):
             before = _state(game)
             if game.attempt(Move("step", game.everybody_says(action))) is None:
                 raise Unmet(f"the action {action!r} to be refused", "no error", game.where())
@@ -155,6 +155,12 @@ def rendering(trial: Trial) -> None:
             bad = sorted({f"U+{ord(char):04X}" for char in shown or "" if _moves_the_cursor(char)})
             if bad:
                 raise Unmet(f"render() to be safe for a terminal after {name}", ", ".join(bad), game.where())
+
+
+def _wrong(game: Game, agent: str) -> list[Any]:
+    """What no agent may do; 3 is an action where actions are numbers."""
+    space = game.action_space(agent or next(iter(game.env.agents)))
+    return [action for action in WRONG_TYPES if not (isinstance(space, NUMBERS) and space.contains(action))]
 
 
 def _awkward(trial: Trial, script: Script, turn: int) -> dict[str, str]:

@@ -8,14 +8,20 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
-from rtg_env.testing.clause import Unmet, clause
+from rtg_env.testing.clause import NotApplicable, Unmet, clause
 from rtg_env.testing.games import Game, View, plain
 from rtg_env.testing.trial import Trial
 from rtg_env.text import one_line
 
 FREE_TEXTS: Final = ("hello world", "Grüße, 你好, שלום 🙂", "Two lines.\nAnd a tab\t.")
 """What people write; the default alphabet of `gymnasium.spaces.Text` refuses each of them."""
+
+
+NUMBERS: Final = (Box, Discrete, MultiBinary, MultiDiscrete)
+"""Spaces whose elements are no text."""
 
 
 @clause(
@@ -65,6 +71,8 @@ def spoken_actions(trial: Trial) -> None:
 def free_text(trial: Trial) -> None:
     """The action space holds ordinary text: blanks, line breaks, Unicode, and the empty text if it declares that."""
     game = trial.begun(trial.first_seed)
+    if all(isinstance(game.action_space(agent), NUMBERS) for agent in game.possible_agents()):
+        raise NotApplicable("the actions are numbers, not text")
     for agent in game.possible_agents():
         space = game.action_space(agent)
         limit = getattr(space, "max_length", 1000)
@@ -82,7 +90,7 @@ def observations(trial: Trial) -> None:
 
 @clause("put plain JSON there: str, int, finite float, bool, None, list, dict with str keys", needs=("episode",))
 def json_values(trial: Trial) -> None:
-    """Infos are JSON, observations JSON or arrays of numbers."""
+    """Infos are JSON (but for an array under action_mask), observations JSON or arrays of numbers."""
     _at_every_view(trial, check_json)
 
 
@@ -114,12 +122,16 @@ def check_observations(game: Game, view: View) -> None:
 
 
 def check_json(game: Game, view: View) -> None:
-    """Observations and infos that JSON can hold.
+    """Observations and infos that JSON can hold; what `action_space.sample(info["action_mask"])` takes is an array.
 
     Raises:
         Unmet: If one is not.
     """
-    for name, shown in (("info", view.infos), ("observation", view.observations)):
+    infos = {
+        agent: {key: part for key, part in info.items() if key != "action_mask" or not isinstance(part, np.ndarray)}
+        for agent, info in view.infos.items()
+    }
+    for name, shown in (("info", infos), ("observation", view.observations)):
         for agent, value in shown.items():
             try:
                 json.dumps(value, allow_nan=False, default=_array if name == "observation" else None)

@@ -30,7 +30,7 @@ from tests import broken_games as broken
 from tests.broken_games import ours
 from tests.doubles import LawlessJudge, NanJudge, RaisingJudge, TextJudge, WrongCountJudge
 from tests.judges_for_runs import Flaky, Vowels
-from tests.text_games import Debate, Guess, Notation, Vote, wrapped_debate
+from tests.text_games import Count, Debate, Guess, Notation, Vote, wrapped_debate
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE: dict[str, Any] = {"skip": ("across-processes",), "seeds": (0,)}
@@ -136,6 +136,13 @@ def test_a_gymnasium_environment_passes_alone_and_wrapped() -> None:
     assert "replay" in check_env(lambda: gymnasium.wrappers.TimeLimit(Guess(), 2), **HERE).passed
 
 
+def test_a_game_of_numbers_passes_and_is_not_asked_for_text() -> None:
+    report = check_env(Count, **HERE)
+    assert {"json-values", "wrong-types", "awkward-text", "gymnasium-api"} <= set(report.passed)
+    reasons = {finding.clause: finding.reason for finding in report.skipped}
+    assert reasons["free-text"] == "the actions are numbers, not text"
+
+
 @pytest.mark.parametrize(
     "judge", [OfflineJudge(), KeywordJudge(["tunnel"]), TextJudge(), Vowels()], ids=lambda j: j.judge_id
 )
@@ -152,6 +159,7 @@ DAMAGE: list[tuple[str, Any, dict[str, Any], str]] = [
     ("free-text", broken.NarrowSpace, {}, "'hello world' in the action space"),
     ("observations", broken.ShortObservationSpace, {}, "observation of pro_0 in its space"),
     ("json-values", broken.SetInInfo, {}, "set is not JSON"),
+    ("json-values", broken.ArrayInInfo, {}, "ndarray is not JSON"),
     ("json-values", broken.NanInInfo, {}, "not JSON compliant"),
     ("finite-rewards", broken.NumpyReward, {}, "float64"),
     ("finite-rewards", broken.NanReward, {}, "float nan"),
@@ -182,6 +190,7 @@ DAMAGE: list[tuple[str, Any, dict[str, Any], str]] = [
     ("step-before-reset", broken.StepsBeforeReset, {}, "before reset() to raise"),
     ("step-after-end", broken.IgnoresLateSteps, {}, "after the end"),
     ("wrong-types", broken.AcceptsAnything, {}, "the action None to be refused"),
+    ("wrong-types", broken.AddsAnyNumber, {}, "the action 3 to be refused"),
     ("wrong-types", broken.ForgetsToRefuse, {}, "nothing to happen"),
     ("awkward-text", broken.HalfAStep, {}, "a lone surrogate is refused"),
     ("awkward-text", broken.TwoErrors, {}, "UnicodeEncodeError for a lone surrogate"),
