@@ -12,6 +12,7 @@ Version history: v0, first rules.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Literal, Protocol
 
 import numpy as np
@@ -20,6 +21,7 @@ from gymnasium import spaces
 from rtg_env.errors import ConfigError, InvalidActionError
 from rtg_env.rules import GameConfig
 from rtg_env.table import Table
+from rtg_env.text import well_formed
 from rtg_env.types import Action, FinishReason, Observation
 from rtg_env.vector import SeatVectorEnv
 from rtg_env.views import SeatEnv, attack_table, defend_table
@@ -56,8 +58,8 @@ class ByteTokenizer:
     end_ids: Final = (256,)
 
     def encode(self, text: str) -> list[int]:
-        """One id per byte."""
-        return list(text.encode("utf-8", "replace"))
+        """One id per byte; lone surrogates become U+FFFD, as in the game."""
+        return list(well_formed(text).encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of bytes; what is no UTF-8 becomes U+FFFD."""
@@ -70,13 +72,13 @@ Prompt = Callable[[Observation], Sequence[int]]
 
 def plain_prompt(tokenizer: Tokenizer) -> Prompt:
     """The private part and the dialogue in plain lines; for a model, use its own chat template instead."""
+    return partial(_plain_lines, tokenizer)  # no closure: environments are pickled
 
-    def prompt(observation: Observation) -> Sequence[int]:
-        private = observation.goal.text if observation.goal else observation.system_prompt
-        lines = [private, *(f"{role}: {content}" for role, content in observation.messages), ""]
-        return tokenizer.encode("\n".join(lines))
 
-    return prompt
+def _plain_lines(tokenizer: Tokenizer, observation: Observation) -> Sequence[int]:
+    private = observation.goal.text if observation.goal else observation.system_prompt
+    lines = [private, *(f"{role}: {content}" for role, content in observation.messages), ""]
+    return tokenizer.encode("\n".join(lines))
 
 
 class TokensView:
@@ -93,7 +95,7 @@ class TokensView:
         context: Ids in an observation.
 
     Raises:
-        ConfigError: If a number is out of range.
+        ConfigError: If a number is out of range, or the tokenizer has no id that ends a sentence.
     """
 
     def __init__(
@@ -102,6 +104,11 @@ class TokensView:
         for name, value in (("max_new_tokens", max_new_tokens), ("context", context)):
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_TOKENS:
                 raise ConfigError(f"{name} must be a whole number in 1..{_MAX_TOKENS}, got {value!r}")
+        end_ids = tuple(tokenizer.end_ids)
+        if not end_ids or not all(0 <= end < tokenizer.vocab_size for end in end_ids):
+            raise ConfigError(
+                f"expected a tokenizer with end_ids below its vocab_size ({tokenizer.vocab_size}), got {end_ids}"
+            )
         self._table = table
         self._tokenizer = tokenizer
         self._prompt = plain_prompt(tokenizer) if prompt is None else prompt
@@ -164,7 +171,12 @@ class TokensView:
         observation = self._table.observe(slot)
         known, ids = self._prompts[slot]
         if known != observation:
-            ids = tuple(self._prompt(observation))
+            ids = tuple(int(number) for number in self._prompt(observation))
+            if ids and not 0 <= min(ids) <= max(ids) < self._tokenizer.vocab_size:
+                raise ConfigError(
+                    f"expected a prompt of ids below vocab_size ({self._tokenizer.vocab_size}), "
+                    f"got {min(ids)} .. {max(ids)}; count the added tokens in vocab_size"
+                )
             self._prompts[slot] = (observation, ids)
         return ids
 
