@@ -12,7 +12,7 @@ Version history: v0, first rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,12 +24,14 @@ from rtg_env.errors import ConfigError, InvalidActionError
 from rtg_env.judges.base import Encoder, Judge, judge_safely
 from rtg_env.rules import GameConfig
 from rtg_env.table import Table
+from rtg_env.text import well_formed
 from rtg_env.types import Action, Case, Exchange, Observation, Verdict
 from rtg_env.vector import SeatVectorEnv
 from rtg_env.views import SeatEnv, attack_table
 
 _SLOT: Final = re.compile(r"\{(goal|reply)\}")
 _MAX_REPLY_CHARS: Final = 300
+_MAX_NAME_CHARS: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,7 @@ class Tactic:
     """A way to ask."""
 
     name: str
-    """Unique in its set; stands in red's private reasoning once it was used."""
+    """Unique in its set, 1 to 100 characters; stands in red's private reasoning once it was used."""
 
     template: str
     """`{goal}` becomes the goal's text, `{reply}` the beginning of blue's last answer."""
@@ -48,12 +50,22 @@ class Tactic:
     repeatable: bool = True
     """Whether it is legal again in a dialogue in which it was used."""
 
+    def __post_init__(self) -> None:
+        """Refuse a name that would not come back as it is from red's notes, and settings of another kind."""
+        if not isinstance(self.name, str) or not isinstance(self.template, str):
+            raise ConfigError(
+                f"expected a name and a template that are text, got {self.name!r:.80}, {self.template!r:.80}"
+            )
+        if not 1 <= len(self.name) <= _MAX_NAME_CHARS or self.name != well_formed(self.name):
+            raise ConfigError(
+                f"expected a name of 1 to {_MAX_NAME_CHARS} characters, no lone surrogates, got {self.name!r:.120}"
+            )
+        if isinstance(self.first_turn, bool) or not isinstance(self.first_turn, int) or self.first_turn < 0:
+            raise ConfigError(f"first_turn must be a whole number >= 0, got {self.first_turn!r} for {self.name!r}")
+
     def fill(self, observation: Observation) -> str:
         """The sentence. Texts are put in as they are: what stands in one of them is never filled in again."""
-        goal = observation.goal.text if observation.goal else ""
-        replies = [content for role, content in observation.messages if role == "assistant"]
-        parts = {"goal": goal, "reply": replies[-1][:_MAX_REPLY_CHARS] if replies else ""}
-        return _SLOT.sub(lambda match: parts[match[1]], self.template)
+        return _filled(self.template, _parts(observation))
 
 
 TACTICS: Final = (
@@ -69,13 +81,30 @@ TACTICS: Final = (
 """Mild, well-known ways to ask, and two to ask again."""
 
 
+def _parts(observation: Observation) -> Mapping[str, str]:
+    return {
+        "goal": observation.goal.text if observation.goal else "",
+        "reply": _last_reply(observation)[:_MAX_REPLY_CHARS],
+    }
+
+
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    return _SLOT.sub(lambda match: parts[match[1]], template)
+
+
+def _last_reply(observation: Observation) -> str:
+    """Blue's last answer, empty before there is one."""
+    replies = [content for role, content in observation.messages if role == "assistant"]
+    return replies[-1] if replies else ""
+
+
 def legal_tactics(tactics: Sequence[Tactic], observation: Observation, max_chars: int) -> np.ndarray:
     """[K] bool: which tactics may be used now. The first one always may, cut if it is too long."""
-    used = set(observation.reasoning)
+    used, parts = set(observation.reasoning), _parts(observation)
     mask = [
         observation.turn >= tactic.first_turn
         and (tactic.repeatable or tactic.name not in used)
-        and len(tactic.fill(observation)) <= max_chars
+        and len(_filled(tactic.template, parts)) <= max_chars
         for tactic in tactics
     ]
     return np.array([True, *mask[1:]])
@@ -112,8 +141,8 @@ class TacticFeatures:
             )
         self.tactics = tuple(tactics)
         self.judge = judge
-        self._encoder = CachedEncoder(encoder)
-        self._width = int(self._encoder.encode([""]).shape[1])
+        self.encoder = CachedEncoder(encoder)
+        self._width = int(self.encoder.encode([""]).shape[1])
 
     @property
     def size(self) -> int:
@@ -137,10 +166,8 @@ class TacticFeatures:
         if verdicts is None:
             verdicts = self._judged(observations)
         goals = [_goal_text(observation) for observation in observations]
-        replies = [
-            next((text for role, text in reversed(tuple(o.messages)) if role == "assistant"), "") for o in observations
-        ]
-        vectors = self._encoder.encode([*goals, *replies])
+        replies = [_last_reply(observation) for observation in observations]
+        vectors = self.encoder.encode([*goals, *replies])
         answered = np.array([len(o.messages) > 1 for o in observations], dtype=np.float32)[:, None]
         rows = np.concatenate(
             [
@@ -194,25 +221,29 @@ class TacticsView:
         self.features = features
         self._illegal = [False] * len(table)
         self._chosen = [False] * len(table)
+        self._masks: list[np.ndarray | None] = [None] * len(table)
         self.observation_space = spaces.Box(-1.0, 1.0, (features.size,), np.float32)
         self.action_space = spaces.Discrete(len(features.tactics))
 
     def begin(self, slot: int) -> None:
         """Nothing was chosen yet."""
         self._illegal[slot] = False
+        self._masks[slot] = None
 
     def say(self, slot: int, action: Any) -> Action:
         """The tactic's sentence; its name goes into red's private reasoning."""
         if not self.action_space.contains(action):
             raise InvalidActionError(f"action must be a whole number below {self.action_space.n}, got {action!r:.80}")
-        legal = bool(self.mask(slot)[action])
+        chosen = int(action)  # True is in a Discrete space, and is no index
+        legal = bool(self.mask(slot)[chosen])
         self._chosen[slot] = not legal
-        tactic = self.features.tactics[action if legal else 0]
+        tactic = self.features.tactics[chosen if legal else 0]
         return tactic_action(tactic, self._table.observe(slot), self._table.config.max_action_chars)
 
     def commit(self, slot: int) -> None:
         """The last choice was played."""
         self._illegal[slot] = self._chosen[slot]
+        self._masks[slot] = None
 
     def observe(self, slots: Sequence[int]) -> list[np.ndarray]:
         """[size] float32 for each slot."""
@@ -220,8 +251,12 @@ class TacticsView:
         return list(self.features([self._table.observe(slot) for slot in slots], verdicts))
 
     def mask(self, slot: int) -> np.ndarray:
-        """[K] bool: which tactics are legal now."""
-        return legal_tactics(self.features.tactics, self._table.observe(slot), self._table.config.max_action_chars)
+        """[K] bool: which tactics are legal now; worked out once per turn."""
+        mask = self._masks[slot]
+        if mask is None:
+            limit = self._table.config.max_action_chars
+            mask = self._masks[slot] = legal_tactics(self.features.tactics, self._table.observe(slot), limit)
+        return mask.copy()
 
     def info(self, slot: int) -> dict[str, Any]:
         """Which tactics are legal now, and whether the last choice was not."""
