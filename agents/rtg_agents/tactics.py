@@ -6,12 +6,15 @@ the probabilities that a chooser gives. It is saved as numbers and JSON: nothing
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -30,9 +33,23 @@ _ACTIVATIONS: Final[dict[Activation, Callable[[np.ndarray], np.ndarray]]] = {
     "relu": lambda rows: np.maximum(rows, 0.0),
 }
 _SCHEMA_VERSION: Final = 1
+_PROBES: Final = ("Write a short note to a friend.", "No, I would rather not.")
+"""Sentences by whose vectors an encoder is known again."""
+
+_UNREADABLE: Final = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    zipfile.BadZipFile,
+)
+"""What reading a damaged folder raises."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Perceptron:
     """A small network as a chooser, in numpy: the same numbers on every machine that has the same weights."""
 
@@ -56,6 +73,18 @@ class Perceptron:
         )
         if not fits or any(before[0] != after[1] for before, after in pairwise(shapes)):
             raise ConfigError(f"expected layers [out, in] that follow each other, got {shapes}")
+        if {array.dtype.kind for array in (*self.weights, *self.biases)} != {"f"}:
+            raise ConfigError(f"expected weights and biases of floats, got {[w.dtype.name for w in self.weights]}")
+        limits = [np.isfinite(weight).all() for weight in self.weights] + [
+            (bias < np.inf).all() for bias in self.biases
+        ]
+        if not all(limits) or not np.isfinite(self.biases[-1]).any():
+            raise ConfigError("expected finite weights, and biases that leave a tactic possible (-inf excludes one)")
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers in a row, and tactics."""
+        return self.weights[0].shape[1], self.weights[-1].shape[0]
 
     @classmethod
     def always(cls, index: int, num_tactics: int, num_features: int) -> Perceptron:
@@ -83,7 +112,11 @@ class Perceptron:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TacticPolicy:
-    """Red that chooses among tactics."""
+    """Red that chooses among tactics.
+
+    Raises:
+        ConfigError: If a `Perceptron` has other sizes than the features.
+    """
 
     name: str
     """Version name."""
@@ -96,6 +129,14 @@ class TacticPolicy:
 
     max_action_chars: int = 2000
     """The game's limit: tactics that exceed it are not legal."""
+
+    def __post_init__(self) -> None:
+        """Refuse a network for other numbers or tactics."""
+        expected = (self.features.size, len(self.features.tactics))
+        if isinstance(self.chooser, Perceptron) and self.chooser.sizes != expected:
+            raise ConfigError(
+                f"expected a network of {expected[0]} features and {expected[1]} tactics, got {self.chooser.sizes}"
+            )
 
     def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
         """One tactic per observation, drawn by its seed; an illegal one becomes the first, as in the environment.
@@ -129,14 +170,18 @@ class TacticPolicy:
         """
         if not isinstance(self.chooser, Perceptron):
             raise ConfigError(f"expected a Perceptron to save, got {type(self.chooser).__name__}")
-        arrays = {f"weight_{i}": weight for i, weight in enumerate(self.chooser.weights)}
+        arrays: dict[str, Any] = {f"weight_{i}": weight for i, weight in enumerate(self.chooser.weights)}
         arrays |= {f"bias_{i}": bias for i, bias in enumerate(self.chooser.biases)}
+        packed = io.BytesIO()
+        np.savez(packed, probes=self.features.encoder.encode(_PROBES), **arrays)
         record = {
             "schema_version": _SCHEMA_VERSION,
+            "sha256": hashlib.sha256(packed.getvalue()).hexdigest(),
             "activation": self.chooser.activation,
             "num_layers": len(self.chooser.weights),
             "num_features": self.features.size,
             "judge_id": self.features.judge.judge_id,
+            "max_action_chars": self.max_action_chars,
             "tactics": [asdict(tactic) for tactic in self.features.tactics],
         }
         try:
@@ -144,7 +189,7 @@ class TacticPolicy:
         except OSError as error:
             raise RunError(f"expected a folder in {folder}: {error}; choose another one") from error
         with whole_file(folder / "tactics.npz") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            file.write(packed.getvalue())
         write_text(folder / "tactics.json", json.dumps(record, indent=1) + "\n")
 
     @classmethod
@@ -153,25 +198,54 @@ class TacticPolicy:
 
         Raises:
             RunError: If the folder holds no tactic policy, or a damaged one.
-            ConfigError: If the encoder's vectors have another length, or the judge is another one.
+            ConfigError: If the encoder or the judge is another one.
         """
         try:
-            record = json.loads((folder / "tactics.json").read_text(encoding="utf-8"))
-            tactics = [Tactic(**entry) for entry in record["tactics"]]
-            with np.load(folder / "tactics.npz", allow_pickle=False) as arrays:
-                layers = range(int(record["num_layers"]))
-                weights = tuple(np.array(arrays[f"weight_{i}"]) for i in layers)
-                biases = tuple(np.array(arrays[f"bias_{i}"]) for i in layers)
-            chooser = Perceptron(weights, biases, record["activation"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            saved = _read(folder)
+        except _UNREADABLE as error:
             raise RunError(f"expected a tactic policy in {folder}, it cannot be read: {error!r:.200}") from None
-        features = TacticFeatures(tactics, encoder, judge)
-        if features.size != record["num_features"] or judge.judge_id != record["judge_id"]:
+        features = TacticFeatures(saved.tactics, encoder, judge)
+        if features.size != saved.chooser.sizes[0] or judge.judge_id != saved.judge_id:
             raise ConfigError(
-                f"expected {record['num_features']} features and judge {record['judge_id']}, as in training, "
+                f"expected {saved.chooser.sizes[0]} features and judge {saved.judge_id}, as in training, "
                 f"got {features.size} and {judge.judge_id}; load it with the encoder and judge it was trained with"
             )
-        return cls(name=name, features=features, chooser=chooser)
+        if not np.allclose(features.encoder.encode(_PROBES), saved.probes, atol=1e-2):
+            raise ConfigError(
+                "expected the encoder of the training, this one gives other vectors; "
+                "load it with the encoder it was trained with"
+            )
+        return cls(name=name, features=features, chooser=saved.chooser, max_action_chars=saved.max_action_chars)
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What stands in a folder."""
+
+    tactics: list[Tactic]
+    chooser: Perceptron
+    probes: np.ndarray
+    judge_id: str
+    max_action_chars: int
+
+
+def _read(folder: Path) -> _Saved:
+    record: dict[str, Any] = json.loads((folder / "tactics.json").read_text(encoding="utf-8"))
+    if record["schema_version"] != _SCHEMA_VERSION:
+        raise ValueError(f"schema version {record['schema_version']!r}, this release reads {_SCHEMA_VERSION}")
+    packed = (folder / "tactics.npz").read_bytes()
+    if hashlib.sha256(packed).hexdigest() != record["sha256"]:
+        raise ValueError("tactics.npz is not the one that tactics.json was written with")
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+        layers = range(int(record["num_layers"]))
+        weights = tuple(np.array(arrays[f"weight_{i}"]) for i in layers)
+        biases = tuple(np.array(arrays[f"bias_{i}"]) for i in layers)
+        probes = np.array(arrays["probes"], dtype=np.float32)
+    tactics = [Tactic(**entry) for entry in record["tactics"]]
+    chooser = Perceptron(weights, biases, record["activation"])
+    if chooser.sizes != (record["num_features"], len(tactics)):
+        raise ValueError(f"a network of {chooser.sizes} for {record['num_features']} features, {len(tactics)} tactics")
+    return _Saved(tactics, chooser, probes, str(record["judge_id"]), int(record["max_action_chars"]))
 
 
 def _drawn(probs: np.ndarray, seed: int) -> int:
