@@ -53,10 +53,18 @@ class SB3VecEnv(VecEnv):
         return self.envs.view.features
 
     def reset(self) -> Any:
-        """Observations of new dialogues; seeds and options given before are used once."""
+        """Observations of new dialogues; seeds and options given before are used once.
+
+        Raises:
+            ConfigError: If slots were given different options.
+        """
+        options = self._options[0]
+        if any(other != options for other in self._options):
+            raise ConfigError("expected the same options for all dialogues, got different ones; give one dict")
         seeds = None if all(seed is None for seed in self._seeds) else self._seeds
-        observations, infos = self.envs.reset(seed=seeds)
-        del infos
+        observations, told = self.envs.reset(seed=seeds, options=options)
+        names = [name for name in told if not name.startswith("_")]  # _name says which slots have name: here all
+        self.reset_infos = [{name: told[name][slot] for name in names} for slot in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -108,11 +116,13 @@ def as_vec_env(envs: Any) -> SB3VecEnv:
     """A vectorised view, as `gymnasium.make_vec` returns it, for stable-baselines3.
 
     Raises:
-        ConfigError: If it is no view of this package, or one whose observations are text.
+        ConfigError: If it is no view of this package, one under a wrapper, or one whose observations are text.
     """
-    envs = getattr(envs, "unwrapped", envs)
     if not isinstance(envs, SeatVectorEnv):
-        raise ConfigError(f"expected an environment of gymnasium.make_vec('RedTeam/..'), got {type(envs).__name__}")
+        raise ConfigError(
+            f"expected an environment of gymnasium.make_vec('RedTeam/..'), got {type(envs).__name__}; "
+            "wrappers of stable-baselines3 go around what as_vec_env returns"
+        )
     if envs.single_action_space.__class__.__name__ != "Discrete":
         raise ConfigError(
             "expected discrete actions (RedTeam/Tactics-v0 or Tokens-v0); stable-baselines3 knows no text"
@@ -134,9 +144,18 @@ def tactic_policy(
     Raises:
         ConfigError: If its network is not a plain perceptron of these features and tactics.
     """
+    from stable_baselines3.common.policies import ActorCriticPolicy
+    from stable_baselines3.common.torch_layers import FlattenExtractor
     from torch import nn
 
     policy: Any = model.policy
+    if type(policy) is not ActorCriticPolicy or type(policy.pi_features_extractor) is not FlattenExtractor:
+        raise ConfigError(
+            f"expected PPO or A2C with MlpPolicy and no features extractor of its own, got {type(model).__name__} "
+            f"with {type(policy).__name__}"
+        )
+    if model.get_vec_normalize_env() is not None:
+        raise ConfigError("expected a model that was trained on the features as they are, got one under VecNormalize")
     modules = [*policy.mlp_extractor.policy_net, policy.action_net]
     linear = [module for module in modules if isinstance(module, nn.Linear)]
     between = {type(module) for module in modules if not isinstance(module, nn.Linear)}
@@ -144,11 +163,6 @@ def tactic_policy(
     if len(between - set(known)) or len(between) > 1:
         raise ConfigError(
             f"expected linear layers with tanh or relu between them, got {[type(m).__name__ for m in modules]}"
-        )
-    sizes = (linear[0].in_features, linear[-1].out_features)
-    if sizes != (features.size, len(features.tactics)):
-        raise ConfigError(
-            f"expected a model of {features.size} features and {len(features.tactics)} tactics, got {sizes}"
         )
     arrays = [(m.weight.detach().cpu().double().numpy(), m.bias.detach().cpu().double().numpy()) for m in linear]
     weights, biases = zip(*arrays, strict=True)
