@@ -220,7 +220,6 @@ class TacticsView:
         self._table = table
         self.features = features
         self._illegal = [False] * len(table)
-        self._chosen = [False] * len(table)
         self._masks: list[np.ndarray | None] = [None] * len(table)
         self.observation_space = spaces.Box(-1.0, 1.0, (features.size,), np.float32)
         self.action_space = spaces.Discrete(len(features.tactics))
@@ -230,20 +229,23 @@ class TacticsView:
         self._illegal[slot] = False
         self._masks[slot] = None
 
+    def keep(self, slot: int) -> bool:
+        """Whether the last choice was illegal."""
+        return self._illegal[slot]
+
+    def restore(self, slot: int, kept: bool) -> None:
+        """As it was kept."""
+        self._illegal[slot], self._masks[slot] = kept, None
+
     def say(self, slot: int, action: Any) -> Action:
         """The tactic's sentence; its name goes into red's private reasoning."""
         if not self.action_space.contains(action):
             raise InvalidActionError(f"action must be a whole number below {self.action_space.n}, got {action!r:.80}")
         chosen = int(action)  # True is in a Discrete space, and is no index
         legal = bool(self.mask(slot)[chosen])
-        self._chosen[slot] = not legal
+        self._illegal[slot], self._masks[slot] = not legal, None
         tactic = self.features.tactics[chosen if legal else 0]
         return tactic_action(tactic, self._table.observe(slot), self._table.config.max_action_chars)
-
-    def commit(self, slot: int) -> None:
-        """The last choice was played."""
-        self._illegal[slot] = self._chosen[slot]
-        self._masks[slot] = None
 
     def observe(self, slots: Sequence[int]) -> list[np.ndarray]:
         """[size] float32 for each slot."""

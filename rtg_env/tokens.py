@@ -115,7 +115,6 @@ class TokensView:
         self._max_new_tokens = max_new_tokens
         self._context = context
         self._said: list[tuple[int, ...]] = [()] * len(table)
-        self._next: list[tuple[int, ...]] = [()] * len(table)
         self._prompts: list[tuple[Observation | None, tuple[int, ...]]] = [(None, ())] * len(table)
         self.action_space = spaces.Discrete(tokenizer.vocab_size)
         self.observation_space = spaces.Dict(
@@ -128,7 +127,15 @@ class TokensView:
 
     def begin(self, slot: int) -> None:
         """No sentence was begun."""
-        self._said[slot] = self._next[slot] = ()
+        self._said[slot] = ()
+
+    def keep(self, slot: int) -> tuple[int, ...]:
+        """The sentence so far."""
+        return self._said[slot]
+
+    def restore(self, slot: int, kept: tuple[int, ...]) -> None:
+        """The sentence as it was kept."""
+        self._said[slot] = kept
 
     def say(self, slot: int, action: Any) -> Action | None:
         """The sentence, if this token ends it."""
@@ -138,16 +145,12 @@ class TokensView:
         ended = said[-1] in self._tokenizer.end_ids
         left = self._table.observe(slot).tokens_left
         if not ended and len(said) < min(self._max_new_tokens, self._max_new_tokens if left is None else left):
-            self._next[slot] = said
+            self._said[slot] = said
             return None
-        self._next[slot] = ()
+        self._said[slot] = ()
         reason: FinishReason = "stop" if ended else "length"
         text = self._tokenizer.decode(said[:-1] if ended else said)[: self._table.config.max_action_chars]
         return Action(text=text, prompt_ids=self._read(slot), token_ids=said, finish_reason=reason)
-
-    def commit(self, slot: int) -> None:
-        """The last token was taken."""
-        self._said[slot] = self._next[slot]
 
     def observe(self, slots: Sequence[int]) -> list[dict[str, Any]]:
         """Tokens, length and turn of each slot."""

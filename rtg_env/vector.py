@@ -125,7 +125,8 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         unordered = isinstance(actions, str | bytes | Mapping | Set) or not isinstance(actions, Sized)
         if unordered or len(actions) != self.num_envs:
             raise InvalidActionError(f"expected {self.num_envs} actions, one per slot, got {actions!r:.80}")
-        with self._play.table.all_or_nothing(range(self.num_envs)):
+        slots = range(self.num_envs)
+        with self._play.memory(slots), self._play.table.all_or_nothing(slots):
             return self._stepped(actions)
 
     def _stepped(self, actions: Any) -> list[SlotStep]:

@@ -17,7 +17,8 @@ Version history: v0, first rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -57,16 +58,20 @@ class View(Protocol[Seen, Done]):
         """A new dialogue was dealt."""
         ...
 
+    def keep(self, slot: int) -> Any:
+        """What is remembered, for `restore`; immutable."""
+        ...
+
+    def restore(self, slot: int, kept: Any) -> None:
+        """Remember what was kept, because what happened since is undone."""
+        ...
+
     def say(self, slot: int, action: Done) -> Action | str | None:
         """From an action to a sentence; None while the sentence is not finished.
 
         Raises:
-            InvalidActionError: If it is not in the action space; nothing has changed then.
+            InvalidActionError: If it is not in the action space.
         """
-        ...
-
-    def commit(self, slot: int) -> None:
-        """What `say` was asked last in this slot has happened; without this, nothing has."""
         ...
 
     def observe(self, slots: Sequence[int]) -> list[Seen]:
@@ -99,7 +104,10 @@ class TextView:
             raise InvalidActionError(f"action must be text, got None in slot {slot}; pass a str")
         return action
 
-    def commit(self, slot: int) -> None:
+    def keep(self, slot: int) -> None:
+        """Nothing is remembered."""
+
+    def restore(self, slot: int, kept: None) -> None:
         """Nothing is remembered."""
 
     def observe(self, slots: Sequence[int]) -> list[dict[str, Any]]:
@@ -142,11 +150,21 @@ class Stepper(Generic[Seen]):
     def play(self, actions: Mapping[int, Any]) -> dict[int, Outcome]:
         """What one action in each of these slots leads to."""
         self.table.check_order(actions)
-        said = {slot: self.view.say(slot, action) for slot, action in actions.items()}
-        outcomes = self.table.say({slot: sentence for slot, sentence in said.items() if sentence is not None})
-        for slot in actions:
-            self.view.commit(slot)
+        with self.memory(actions):
+            said = {slot: self.view.say(slot, action) for slot, action in actions.items()}
+            outcomes = self.table.say({slot: sentence for slot, sentence in said.items() if sentence is not None})
         return {slot: outcomes.get(slot, _NOTHING_YET) for slot in actions}
+
+    @contextmanager
+    def memory(self, slots: Iterable[int]) -> Iterator[None]:
+        """If anything raises inside, the view remembers of these slots what it did before."""
+        kept = {slot: self.view.keep(slot) for slot in slots}
+        try:
+            yield
+        except BaseException:
+            for slot, remembered in kept.items():
+                self.view.restore(slot, remembered)
+            raise
 
     def info(self, slot: int) -> dict[str, Any]:
         """What every learner is told; red also what it is after, everybody the utility once the dialogue is over."""

@@ -531,7 +531,7 @@ def test_a_judge_that_keeps_failing_truncates_and_shows_no_verdict() -> None:
 
 
 def test_unknown_settings_are_refused() -> None:
-    with pytest.raises(ConfigError, match="an unknown one"):
+    with pytest.raises(ConfigError, match="got taktics; correct the name"):
         make(taktics=SHORT)
 
 

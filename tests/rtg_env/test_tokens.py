@@ -368,6 +368,18 @@ def test_a_failing_opponent_of_one_slot_leaves_the_sentences_of_all() -> None:
     assert plain(envs.step([66, END])) == plain(sound.step([66, END]))
 
 
+def test_a_deal_that_fails_after_the_step_leaves_the_sentences_of_all() -> None:
+    shape: dict[str, Any] = {"side": "blue", "num_exchanges": 1, "benign_prob": 0.0}
+    envs, sound = make_vector(2, opponents=Unwell(1), **shape), make_vector(2, **shape)
+    envs.reset(seed=0), sound.reset(seed=0)
+    assert plain(envs.step([65, 66])) == plain(sound.step([65, 66]))
+    with pytest.raises(ConnectionError):
+        envs.step([END, 67])  # slot 0 is over, and red does not open its next dialogue
+    assert plain(envs.view.observe([0, 1])) == plain(sound.view.observe([0, 1]))
+    assert plain(envs.step([END, 67])) == plain(sound.step([END, 67]))
+    assert envs.finished()[0].exchanges[0].blue == "A"
+
+
 @pytest.mark.parametrize("name", ["max_new_tokens", "context"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, 10**9, None])
 def test_a_number_out_of_range_is_refused(name: str, value: Any) -> None:
