@@ -104,12 +104,12 @@ class Dialogue:
             return ()
         done, now = len(before), len(exchanges)
         if now == done + 1:
-            return (Case(after.deal.goal, exchanges),)
+            return (tuple.__new__(Case, (after.deal.goal, exchanges)),)  # half the time of its own constructor
         return [Case(after.deal.goal, after.exchanges[:turn]) for turn in range(done + 1, now + 1)]
 
     def advance(self, action: Action | str, after: GameState, verdicts: Sequence[Verdict]) -> None:
         """Go on to the state after an action of the agent to move, with the verdicts on the exchanges it completed."""
-        self._actions.append((cast("str", self.mover), action))
+        self._actions.append((self.mover, action))  # type: ignore[arg-type]  # somebody is to move; a cast is a call
         self.state = after
         self.mover = BLUE_AGENT if after.pending is not None else rules.to_move(self.config, after)
         self.paid = 0.0
@@ -146,8 +146,13 @@ class Dialogue:
 
     def chat(self) -> tuple[Message, ...]:
         """What everybody sees; a sentence becomes a message once, so that a turn costs the same however late it comes."""
-        self._chat = as_chat(self.state.exchanges, self.state.pending, self._chat)
-        return self._chat
+        _, exchanges, pending, _, _ = self.state
+        chat, answered = self._chat, 2 * len(exchanges)
+        if pending is not None and len(chat) == answered:
+            self._chat = chat = (*chat, Message(role="user", content=pending))
+        elif len(chat) != answered + (pending is not None):  # blue has answered, or nobody looked for a while
+            self._chat = chat = as_chat(exchanges, pending, chat)
+        return chat
 
     def copy(self) -> Dialogue:
         """An independent copy in the same state."""

@@ -192,7 +192,8 @@ class DialogueBatch:
 
 
 def _turn(index: int, dialogue: Dialogue) -> Turn:
-    config, state, mover = dialogue.config, dialogue.state, cast("str", dialogue.mover)
+    config, state = dialogue.config, dialogue.state
+    mover: str = dialogue.mover  # type: ignore[assignment]  # somebody is to move; a cast is a call
     seed = turn_seed(state.deal.seed, len(state.exchanges), mover == BLUE_AGENT)
     policy = rules.policy_to_move(config, state) if state.deal.policies else ""
     return Turn(index, dialogue.observe(mover), policy, seed)

@@ -83,6 +83,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         self.goals = given_goals(goals)
         self.judge = default_judge() if judge is None else judge
         self.limits = given_limits(limits)
+        self._limited = self.limits != Limits()
         self.render_mode = render_mode
         self.possible_agents = list(self.config.agents)
         self.agents: list[str] = []
@@ -90,9 +91,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         self._action_spaces = {agent: UnicodeText(self.config.max_action_chars) for agent in self.possible_agents}
         self._zeros = dict.fromkeys(self.possible_agents, 0.0)
         self._ongoing = dict.fromkeys(self.possible_agents, False)
-        self._blue_part = {"system_prompt": self.config.blue_system_prompt}
         self._dialogue: Dialogue | None = None
-        self._private: dict[str, dict[str, str]] = {}
         self._rng: np.random.Generator | None = None
         self._begun = 0.0
         self._rendered = 0
@@ -130,7 +129,8 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         self.truncations = self._ongoing.copy()
         self.infos = self._new_infos(deal.goal, unscored=False)
         self.agent_selection = cast("str", dialogue.mover)
-        self._begun = self.limits.begin()
+        if self._limited:
+            self._begun = self.limits.begin()
         if self.render_mode == "human":
             self._render_new()
 
@@ -167,7 +167,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
         if dialogue.mover is None:
             self.terminations = dict.fromkeys(self.agents, True)
             self.agent_selection = self.agents[0]
-        elif self.limits.reached(dialogue.num_sentences, self._begun):
+        elif self._limited and self.limits.reached(dialogue.num_sentences, self._begun):
             self.truncations = dict.fromkeys(self.agents, True)
             self.agent_selection = self.agents[0]
         else:
@@ -189,7 +189,7 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             self._cumulative_rewards[agent],
             self.terminations[agent],
             self.truncations[agent],
-            dict(self.infos[agent]),  # a caller that writes into it must not take back the flag `unscored`
+            self.infos[agent].copy(),  # a caller that writes into it must not take back the flag `unscored`
         )
 
     def agent_iter(self, max_iter: int = 2**63) -> AECIterable[str, dict[str, Any], str | Action | None]:
@@ -208,12 +208,14 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
             ConfigError: If there is no such agent.
         """
         dialogue = self._dialogue or self._dealt()
-        private = self._private.get(agent)
-        if private is None:
+        state = dialogue.state
+        seen: dict[str, Any] = {"messages": dialogue.chat(), "turn": len(state.exchanges)}
+        if agent == BLUE_AGENT:
+            seen["system_prompt"] = dialogue.config.blue_system_prompt
+        elif agent in self._ongoing:
+            seen["goal"], seen["reasoning"] = state.deal.goal.text, state.reasoning
+        else:
             raise ConfigError(f"expected an agent among {', '.join(self.possible_agents)}, got {agent!r}")
-        seen = {"messages": dialogue.chat(), "turn": len(dialogue.state.exchanges), **private}
-        if agent != BLUE_AGENT:
-            seen["reasoning"] = dialogue.state.reasoning
         return seen
 
     def render(self) -> str | None:
@@ -295,9 +297,6 @@ class raw_env(AECEnv[str, dict[str, Any], "str | Action | None"]):
 
     def _sit_down(self, dialogue: Dialogue) -> None:
         self._dialogue = dialogue
-        goal = dialogue.state.deal.goal.text
-        self._private = {agent: {"goal": goal} for agent in self.config.red_agents}
-        self._private[BLUE_AGENT] = self._blue_part
         self._rendered = 0
 
     def _pay(self, dialogue: Dialogue) -> None:

@@ -227,13 +227,14 @@ def apply(config: GameConfig, state: GameState, action: str | Action) -> GameSta
     deal, exchanges, pending, tokens, reasoning = state
     if len(exchanges) >= config.num_exchanges:
         raise OrderError("expected a dialogue that goes on, this one is over; call reset() or deal a new one")
-    text = check_text(config, action)
+    plain = type(action) is str and len(action) <= config.max_action_chars and action.isascii()
+    text: str = action if plain else check_text(config, action)  # type: ignore[assignment]  # a cast is a call
     if pending is None:
         if config.red_filters:
             text = _passed(config, text, config.red_filters)
         if config.red_tokens:
             tokens = (tokens[0] + count_tokens(action), tokens[1])
-        if isinstance(action, Action) and action.reasoning:
+        if not plain and isinstance(action, Action) and action.reasoning:
             reasoning = (*reasoning, well_formed(action.reasoning))
         after = _new(GameState, (deal, exchanges, text, tokens, reasoning))
     else:
