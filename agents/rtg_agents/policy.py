@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, Protocol
 
-from rtg_env.errors import ConfigError
+from rtg_env.errors import ConfigError, PolicyError
 from rtg_env.policies import Policy
 from rtg_env.types import Action, FinishReason, Observation
 
@@ -32,6 +32,7 @@ __all__ = [
     "Request",
     "Sampling",
     "Scored",
+    "TokenSequence",
 ]
 
 BASE: Final = "base"
@@ -115,6 +116,53 @@ class Scored:
 
     temperature: float
     """The temperature it was, or would be, sampled at."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSequence:
+    """One policy's view of a dialogue in token ids: what it read, and in between what it sampled.
+
+    The ids are those that went through the model; nothing is ever tokenised again. Only the sampled ranges carry
+    log-probabilities and losses: the end-of-turn id that was sampled does, the template's own tokens do not.
+    """
+
+    policy: str
+    """Version name of the policy that is asked about."""
+
+    ids: tuple[int, ...]
+    """The whole view."""
+
+    spans: tuple[tuple[int, int], ...]
+    """Half-open ranges of `ids` that were sampled, in order, not empty, the first one after at least one id."""
+
+    temperature: float = 1.0
+    """The temperature they were, or would be, sampled at."""
+
+    def __post_init__(self) -> None:
+        """Refuse ranges that are not in order or not within the sequence."""
+        last = 1
+        for begin, end in self.spans:
+            if not last <= begin < end <= len(self.ids):
+                raise PolicyError(f"expected sampled ranges in order within 1..{len(self.ids)}, got {self.spans}")
+            last = end
+
+    @classmethod
+    def of_sentence(
+        cls, policy: str, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float = 1.0
+    ) -> TokenSequence:
+        """A view that ends with one sampled sentence."""
+        ids = (*prompt_ids, *token_ids)
+        return cls(policy=policy, ids=ids, spans=((len(prompt_ids), len(ids)),), temperature=temperature)
+
+    @property
+    def num_sampled(self) -> int:
+        """How many ids were sampled."""
+        return sum(end - begin for begin, end in self.spans)
+
+    @property
+    def sampled(self) -> tuple[int, ...]:
+        """The sampled ids."""
+        return tuple(token for begin, end in self.spans for token in self.ids[begin:end])
 
 
 class Backend(Protocol):
