@@ -1,6 +1,6 @@
 """rtg_agents: who speaks. Policies, generation backends, model files, published goal sets, populations.
 
-`TorchBackend` and `SentenceEncoder` are loaded on first use: importing this package loads no torch.
+`TorchBackend`, `PolicyBank` and `SentenceEncoder` are loaded on first use: importing this package loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,18 @@ from rtg_agents.policy import (
     Policy,
     Request,
     Sampling,
-    Scored,
+    TokenSequence,
 )
 from rtg_agents.population import Member, Population
 from rtg_agents.scripted import RandomPolicy, ScriptedPolicy, TemplatePolicy, plain_attacker
 from rtg_agents.tactics import Perceptron, TacticPolicy
 
 if TYPE_CHECKING:
+    from rtg_agents.bank import PolicyBank
     from rtg_agents.embedding import SentenceEncoder
     from rtg_agents.hf import TorchBackend
 
-_LAZY = {"SentenceEncoder": "embedding", "TorchBackend": "hf"}
+_LAZY = {"PolicyBank": "bank", "SentenceEncoder": "embedding", "TorchBackend": "hf"}
 
 __all__ = [
     "BASE",
@@ -41,15 +42,16 @@ __all__ = [
     "Member",
     "Perceptron",
     "Policy",
+    "PolicyBank",
     "Population",
     "RandomPolicy",
     "Request",
     "Sampling",
-    "Scored",
     "ScriptedPolicy",
     "SentenceEncoder",
     "TacticPolicy",
     "TemplatePolicy",
+    "TokenSequence",
     "TorchBackend",
     "fetch_wheel",
     "load_goal_set",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from rtg_env.errors import ConfigError, PolicyError
 from rtg_env.policies import Policy
@@ -29,9 +29,9 @@ __all__ = [
     "Completion",
     "Policy",
     "Prompting",
+    "RememberingBackend",
     "Request",
     "Sampling",
-    "Scored",
     "TokenSequence",
 ]
 
@@ -102,23 +102,6 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """A sentence whose log-probability is asked for."""
-
-    policy: str
-    """Version under which to score."""
-
-    prompt_ids: tuple[int, ...]
-    """What was read."""
-
-    token_ids: tuple[int, ...]
-    """What was said; at least one id."""
-
-    temperature: float
-    """The temperature it was, or would be, sampled at."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSequence:
     """One policy's view of a dialogue in token ids: what it read, and in between what it sampled.
 
@@ -172,8 +155,17 @@ class Backend(Protocol):
         """One completion per request, in order; results do not depend on how requests are batched."""
         ...
 
-    def score(self, sentences: Sequence[Scored]) -> list[tuple[float, ...]]:
-        """Log-probability of each token of each sentence."""
+    def score(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
+        """Log-probability of each sampled id of each sequence."""
+        ...
+
+
+@runtime_checkable
+class RememberingBackend(Backend, Protocol):
+    """A backend that keeps what it has read, so that a dialogue's next turn costs its new tokens only."""
+
+    def forget(self) -> None:
+        """Give that up."""
         ...
 
 

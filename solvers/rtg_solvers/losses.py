@@ -67,4 +67,4 @@ def policy_gradient_loss(
         advantage_S: [S], no gradient.
         num_sentences: Of the whole step.
     """
-    return -(advantage_S * (logp_ST * mask_ST).sum(dim=1)).sum() / num_sentences
+    return -(advantage_S * (logp_ST * mask_ST).sum(dim=1)) / num_sentences

@@ -5,12 +5,13 @@ All dialogues advance together; at each turn the requests of every policy that s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from rtg_agents.policy import Backend, BackendPolicy, Completion, Request
+from rtg_agents.policy import Backend, BackendPolicy, Completion, RememberingBackend, Request
 from rtg_env import rules
 from rtg_env.engine import DialogueBatch, Turn
 from rtg_env.errors import JudgeError, PolicyError
@@ -101,14 +102,33 @@ def play(game: Game, policies: Mapping[str, Policy], pairings: Sequence[Pairing]
         if version not in policies:
             raise PolicyError(f"expected a policy for {version}, known are {', '.join(sorted(policies))}")
     batch = DialogueBatch(game.config, [_dealt(game.config, pairing) for pairing in pairings], game.judge)
-    while turns := batch.pending():
-        batch.submit(_speak(game.config, policies, turns))
+    with _fresh_memory(policies):
+        while turns := batch.pending():
+            batch.submit(_speak(game.config, policies, turns))
     played = [
         Played(red=pairing.red, blue=pairing.blue, seed=pairing.seed, transcript=transcript)
         for pairing, transcript in zip(pairings, batch.transcripts(), strict=True)
     ]
     _check_judge(game.judge, played)
     return played
+
+
+@contextmanager
+def _fresh_memory(policies: Mapping[str, Policy]) -> Iterator[None]:
+    """Let backends remember what they read within these dialogues only.
+
+    What they would know from others changes numbers in their last digits, and a run that goes on after a kill knows
+    nothing; and training wants the memory.
+    """
+    backends = {id(p.backend): p.backend for p in policies.values() if isinstance(p, BackendPolicy)}
+    remembering = [backend for backend in backends.values() if isinstance(backend, RememberingBackend)]
+    for backend in remembering:
+        backend.forget()
+    try:
+        yield
+    finally:
+        for backend in remembering:
+            backend.forget()
 
 
 def utilities(played: Sequence[Played]) -> np.ndarray:

@@ -43,7 +43,7 @@ def run_until_killed(folder: Path, runs: Path, point: str) -> None:
 
         name = "put_block"
     elif kind == "checkpoint":
-        from rtg_solvers.trainer import AdapterTrainer as owner
+        from rtg_solvers.trainer import Trainer as owner
 
         name = "save"
     else:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rtg_agents.policy import BASE, Policy, Sampling, Scored
+from rtg_agents.policy import BASE, Policy, Sampling, TokenSequence
 from rtg_agents.population import Population, untrained_members
 from rtg_agents.progress import SilentProgress, WorkMeter
 from rtg_agents.scripted import RandomPolicy, ScriptedPolicy
@@ -21,10 +21,10 @@ from rtg_env.types import Action, Exchange, Verdict
 from rtg_solvers import loop
 from rtg_solvers.empirical import Mixture
 from rtg_solvers.optimizer import OptimizerSettings
-from rtg_solvers.oracles.rl import RLOracle, RLSettings, collect_sentences, flat_share, to_go
+from rtg_solvers.oracles.rl import RLOracle, RLSettings, collect_sentences, flat_share, reinforce, to_go
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
 from rtg_solvers.seeding import rng_for
-from rtg_solvers.trainer import AdapterTrainer
+from rtg_solvers.trainer import Trainer
 from tests.judges_for_runs import Broken, Flaky, Vowels
 
 GOALS = builtin()
@@ -222,60 +222,68 @@ def scored(backend, seeds, version=BASE):
     from tests.rtg_agents.test_hf import request
 
     done = backend.generate([request("hello " * (s % 5), s, version) for s in seeds])
-    return [Scored(policy=version, prompt_ids=c.prompt_ids, token_ids=c.token_ids, temperature=1.0) for c in done]
+    return [TokenSequence.of_sentence(version, c.prompt_ids, c.token_ids) for c in done]
 
 
 def test_micro_batches_change_nothing(backend) -> None:
-    rows = scored(backend, range(7))
     advantages = np.linspace(-1, 1, 7)
     states = []
     for micro in (2, 7):
         version = f"red_{micro:02d}@v1"
         backend.create(version, seed=1)
-        trainer = AdapterTrainer(backend, version, OptimizerSettings(learning_rate=1e-2, micro_batch=micro))
+        rows = scored(backend, range(7), version)
+        trainer = Trainer(backend, [version], OptimizerSettings(learning_rate=1e-2, micro_batch=micro))
         for _ in range(2):
-            trainer.step(rows, advantages)
+            reinforce(trainer, rows, advantages)
         states.append(torch.cat([p.detach().flatten() for p in backend.parameters(version).values()]))
     assert torch.allclose(states[0], states[1], atol=2e-4)
     assert states[0].abs().sum() > 0
 
 
 def test_a_resumed_trainer_ends_bit_for_bit_where_an_uninterrupted_one_does(backend, tmp_path) -> None:
-    rows, advantages = scored(backend, range(6)), np.array([1.0, -1.0, 0.5, 0.0, -0.5, 2.0])
+    advantages = np.array([1.0, -1.0, 0.5, 0.0, -0.5, 2.0])
     ends = []
     for name, cut in (("a", None), ("b", 2)):
         version = f"red_{name}@v1"
         backend.create(version, seed=1)
-        trainer = AdapterTrainer(backend, version, OptimizerSettings(learning_rate=1e-2))
+        rows = scored(backend, range(6), version)
+        trainer = Trainer(backend, [version], OptimizerSettings(learning_rate=1e-2))
         for step in range(4):
             if step == cut:
                 trainer.save(tmp_path / name)
-                trainer.step(rows, -advantages)  # work that is lost
-                trainer = AdapterTrainer(backend, version, OptimizerSettings(learning_rate=1e-2))
+                reinforce(trainer, rows, -advantages)  # work that is lost
+                trainer = Trainer(backend, [version], OptimizerSettings(learning_rate=1e-2))
                 assert trainer.resume(tmp_path / name)
                 assert trainer.steps_done == 2
-            trainer.step(rows, advantages)
+            reinforce(trainer, rows, advantages)
         ends.append([p.detach().clone() for p in backend.parameters(version).values()])
     assert all(torch.equal(x, y) for x, y in zip(*ends, strict=True))
 
 
 def test_a_kill_between_the_renames_of_a_checkpoint_loses_nothing(backend, tmp_path) -> None:
     backend.create("red_03@v1", seed=1)
-    trainer = AdapterTrainer(backend, "red_03@v1", OptimizerSettings())
-    trainer.step(scored(backend, range(4)), np.array([1.0, -1.0, 1.0, -1.0]))
+    trainer = Trainer(backend, ["red_03@v1"], OptimizerSettings())
+    reinforce(trainer, scored(backend, range(4), "red_03@v1"), np.array([1.0, -1.0, 1.0, -1.0]))
     trainer.save(tmp_path / "checkpoint")
     (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint-old")
     assert trainer.resume(tmp_path / "checkpoint")
     assert trainer.steps_done == 1
-    assert not AdapterTrainer(backend, "red_03@v1", OptimizerSettings()).resume(tmp_path / "other")
+    assert not Trainer(backend, ["red_03@v1"], OptimizerSettings()).resume(tmp_path / "other")
 
 
 def test_a_step_without_any_advantage_changes_nothing(backend) -> None:
     backend.create("red_03@v1", seed=1)
     before = [p.detach().clone() for p in backend.parameters("red_03@v1").values()]
-    trainer = AdapterTrainer(backend, "red_03@v1", OptimizerSettings(learning_rate=1.0))
-    trainer.step(scored(backend, range(3)), np.zeros(3))
+    trainer = Trainer(backend, ["red_03@v1"], OptimizerSettings(learning_rate=1.0))
+    assert reinforce(trainer, scored(backend, range(3), "red_03@v1"), np.zeros(3)) is None
     assert all(torch.equal(x, y) for x, y in zip(before, backend.parameters("red_03@v1").values(), strict=True))
+
+
+def test_sequences_of_nobody_in_training_are_refused(backend) -> None:
+    backend.create("red_03@v1", seed=1)
+    trainer = Trainer(backend, ["red_03@v1"], OptimizerSettings())
+    with pytest.raises(PolicyError, match="sequences of red_03@v1"):
+        reinforce(trainer, scored(backend, range(2)), np.ones(2))
 
 
 def test_rl_settings_out_of_range_are_refused() -> None:

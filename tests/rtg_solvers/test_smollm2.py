@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rtg_agents.models import resolve_model
-from rtg_agents.policy import BASE, ChatMessage, Request, Sampling, Scored
+from rtg_agents.policy import BASE, ChatMessage, Request, Sampling, TokenSequence
 from rtg_agents.progress import SilentProgress
 from rtg_env.goals import builtin, to_record
 from rtg_env.rules import GameConfig
@@ -41,7 +41,7 @@ def test_scores_agree_with_generation_on_the_real_model(smollm2) -> None:
         ask(t, i, temperature=0.7, max_new_tokens=12) for i, t in enumerate(("Hi!", "Tell me about tides.", "Why?"))
     ]
     done = smollm2.generate(asked)
-    rows = [Scored(policy=BASE, prompt_ids=c.prompt_ids, token_ids=c.token_ids, temperature=0.7) for c in done]
+    rows = [TokenSequence.of_sentence(BASE, c.prompt_ids, c.token_ids, 0.7) for c in done]
     for logps, completion in zip(smollm2.score(rows), done, strict=True):
         assert logps == pytest.approx(completion.logps, abs=2e-3)
     alone = [smollm2.generate([request])[0].token_ids for request in asked]

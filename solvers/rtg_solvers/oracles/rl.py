@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rtg_agents.policy import BASE, Policy, Scored
+from rtg_agents.policy import BASE, Policy, TokenSequence
 from rtg_agents.population import Member
 from rtg_env.errors import ConfigError, JudgeError
 from rtg_env.transcripts import Played
 from rtg_env.types import Role, role_of
 from rtg_solvers.loop import Task
-from rtg_solvers.losses import kl_in_reward, leave_one_out
+from rtg_solvers.losses import kl_in_reward, leave_one_out, policy_gradient_loss
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.rollout import draw_pairings, play
 from rtg_solvers.seeding import draw_seed, rng_for
 
 if TYPE_CHECKING:
-    from rtg_agents.hf import TorchBackend
-    from rtg_solvers.trainer import AdapterTrainer
+    import torch
+
+    from rtg_agents.hf import Evaluated, TorchBackend
+    from rtg_solvers.trainer import StepFigures, Trainer
 
 _LOG = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ class RLSettings:
 class Sentence(NamedTuple):
     """One sentence of the learner, with its credit."""
 
-    scored: Scored
+    scored: TokenSequence
     """What it read and said."""
 
     logp: float
@@ -124,19 +126,19 @@ class RLOracle:
             },
         )
 
-    def _trainer(self, task: Task) -> AdapterTrainer:
-        from rtg_solvers.trainer import AdapterTrainer
+    def _trainer(self, task: Task) -> Trainer:
+        from rtg_solvers.trainer import Trainer
 
         if task.version not in self._backend.versions:
             rng = rng_for(task.context.seed, "adapter", task.role, task.iteration)
             self._backend.create(task.version, seed=draw_seed(rng))
-        trainer = AdapterTrainer(self._backend, task.version, self._settings.optimizer)
+        trainer = Trainer(self._backend, [task.version], self._settings.optimizer)
         if trainer.resume(task.workdir / "checkpoint"):
             _LOG.info("%s goes on after step %d", task.version, trainer.steps_done)
             task.context.meter.add(trainer.steps_done * step_units(self._settings))
         return trainer
 
-    def _step(self, task: Task, trainer: AdapterTrainer) -> None:
+    def _step(self, task: Task, trainer: Trainer) -> None:
         """One unit of work: dialogues, committed; one update; its figures, committed."""
         store, step = task.context.store, trainer.steps_done
         rollout, figures_name = f"train/{task.version}/{step:04d}", f"step/{task.version}/{step:04d}"
@@ -155,7 +157,7 @@ class RLOracle:
         price = kl_in_reward(np.zeros_like(reward), logp, reference_logp, self._settings.kl_weight)
         shaped = reward + to_go(price, [sentence.dialogue for sentence in sentences])
         advantages = leave_one_out(shaped, [sentence.group for sentence in sentences])
-        figures = trainer.step([sentence.scored for sentence in sentences], advantages)
+        figures = reinforce(trainer, [sentence.scored for sentence in sentences], advantages)
         if not store.has_block(figures_name):
             scored = [item.transcript.utility for item in played if not item.transcript.unscored]
             data = {
@@ -164,11 +166,11 @@ class RLOracle:
                 "step": step,
                 "utility": float(np.mean(scored)),
                 "kl": float(np.mean(logp - reference_logp)),
-                "num_tokens": sum(len(sentence.scored.token_ids) for sentence in sentences),
+                "num_tokens": sum(sentence.scored.num_sampled for sentence in sentences),
                 "num_unscored": len(played) - len(scored),
                 "flat_groups": flat_share(advantages, [sentence.group for sentence in sentences]),
-                "loss": figures.loss,
-                "grad_norm": figures.grad_norm,
+                "loss": figures.loss if figures else 0.0,
+                "grad_norm": figures.grad_norm if figures else 0.0,
             }
             store.put_block(figures_name, [], data)
 
@@ -201,6 +203,30 @@ class RLOracle:
         return played
 
 
+def reinforce(trainer: Trainer, sequences: Sequence[TokenSequence], advantages: np.ndarray) -> StepFigures | None:
+    """One step of REINFORCE on one policy; sequences whose advantage is 0 cost nothing and are left out.
+
+    Args:
+        trainer: Of that policy.
+        sequences: [S].
+        advantages: [S].
+
+    Returns:
+        Figures, or None if every advantage was 0.
+    """
+    import torch
+
+    useful = np.flatnonzero(advantages)
+    weights = torch.tensor(advantages[useful], dtype=torch.float32)
+
+    def objective(said: Evaluated, places: Sequence[int]) -> torch.Tensor:
+        own = weights[list(places)].to(said.logps.device)
+        return policy_gradient_loss(said.logps, said.mask, own, len(sequences))
+
+    figures = trainer.step([sequences[int(index)] for index in useful], objective)
+    return next(iter(figures.values()), None)
+
+
 def step_units(settings: RLSettings) -> float:
     """Cost of one step in played dialogues: an update costs about as much as playing its dialogues (measured)."""
     return 2.0 * settings.dialogues_per_step
@@ -224,9 +250,7 @@ def collect_sentences(played: Sequence[Played], role: Role, version: str, group_
         for turn, action in enumerate(own):
             if not action.token_ids:
                 continue
-            scored = Scored(
-                policy=version, prompt_ids=action.prompt_ids, token_ids=action.token_ids, temperature=action.temperature
-            )
+            scored = TokenSequence.of_sentence(version, action.prompt_ids, action.token_ids, action.temperature)
             reward = sign * sum(item.transcript.payments[turn:])
             sentences.append(Sentence(scored, sum(action.logps), reward, (index // group_size, turn), index))
     return sentences
@@ -247,5 +271,5 @@ def flat_share(advantages: np.ndarray, groups: Sequence[tuple[int, int]]) -> flo
     return 1.0 - len(useful) / len(set(groups))
 
 
-def _under(policy: str, scored: Scored) -> Scored:
+def _under(policy: str, scored: TokenSequence) -> TokenSequence:
     return replace(scored, policy=policy)
