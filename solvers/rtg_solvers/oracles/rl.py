@@ -22,8 +22,8 @@ from rtg_agents.population import Member
 from rtg_env.errors import ConfigError, JudgeError
 from rtg_env.transcripts import Played
 from rtg_env.types import Role, role_of
+from rtg_solvers.advantages import kl_in_reward, leave_one_out
 from rtg_solvers.loop import Task
-from rtg_solvers.losses import kl_in_reward, leave_one_out
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.rollout import draw_pairings, play
 from rtg_solvers.seeding import draw_seed, rng_for
