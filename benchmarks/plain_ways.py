@@ -33,13 +33,14 @@ def with_adapters(folder: Path, adapters: Mapping[str, Path]) -> Any:
     return model.eval()
 
 
-def decoder(model: Any, who: Sequence[str], prompt_tokens: int, tokens: int) -> Callable[[], object]:
-    """Continues prompts that were read before by `generate` with mixed adapters."""
+def decoder(model: Any, rows: int, prompt_tokens: int, tokens: int, who: Sequence[str] = ()) -> Callable[[], object]:
+    """Continues prompts that were read before by `generate`, with mixed adapters if names are given."""
     rng = np.random.default_rng(0)
-    ids = torch.tensor(np.stack([rng.integers(3, 20_000, prompt_tokens) for _ in who]))
+    ids = torch.tensor(np.stack([rng.integers(3, 20_000, prompt_tokens) for _ in range(rows)]))
     cache = DynamicCache()
+    adapters = {"adapter_names": list(who)} if who else {}
     with torch.no_grad():
-        model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, adapter_names=list(who), logits_to_keep=1)
+        model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1, **adapters)
 
     def run() -> object:
         return model.generate(
@@ -51,8 +52,8 @@ def decoder(model: Any, who: Sequence[str], prompt_tokens: int, tokens: int) -> 
             do_sample=True,
             top_k=0,
             top_p=1.0,
-            adapter_names=list(who),
             pad_token_id=0,
+            **adapters,
         )
 
     return run

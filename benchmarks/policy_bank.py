@@ -35,7 +35,7 @@ from rtg_env.goals import Goal
 from rtg_env.judges import Judge, OfflineJudge
 from rtg_env.rules import Deal
 from rtg_solvers import Game, Pairing, play
-from rtg_solvers.losses import leave_one_out
+from rtg_solvers.advantages import leave_one_out
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.rl import collect_sentences, reinforce
 from rtg_solvers.trainer import Trainer
@@ -183,21 +183,23 @@ def decode(smol: Smol, rounds: int) -> Section:
     tokens = 8
     times = rounds_of(
         {
-            "base": Decoder(smol.backend, [BASE] * ROWS, tokens),
+            "bare base": plain_ways.decoder(plain_ways.load(smol.base), ROWS, PROMPT, tokens),
+            "bank, base rows": Decoder(smol.backend, [BASE] * ROWS, tokens),
             "bank, equal": Decoder(smol.backend, equal, tokens),
             "bank, skewed": Decoder(smol.backend, skewed, tokens),
-            "peft, equal": plain_ways.decoder(smol.peft, equal, PROMPT, tokens),
-            "peft, skewed": plain_ways.decoder(smol.peft, skewed, PROMPT, tokens),
+            "peft, equal": plain_ways.decoder(smol.peft, ROWS, PROMPT, tokens, equal),
+            "peft, skewed": plain_ways.decoder(smol.peft, ROWS, PROMPT, tokens, skewed),
         },
         rounds,
     )
     bars = [
-        Bar("decode, 16 policies x 4 rows, bank : bare base", ratio(times, "base", "bank, equal"), 0.9),
+        Bar("decode, 16 policies x 4 rows, bank : bare base", ratio(times, "bare base", "bank, equal"), 0.9),
         Bar("decode, 16 policies x 4 rows, bank : PEFT adapter_names", ratio(times, "peft, equal", "bank, equal"), 2.2),
-        Bar("decode, skewed shares, bank : bare base", ratio(times, "base", "bank, skewed"), 0.6),
+        Bar("decode, skewed shares, bank : bare base", ratio(times, "bare base", "bank, skewed"), 0.6),
         Bar("decode, skewed shares, bank : PEFT adapter_names", ratio(times, "peft, skewed", "bank, skewed"), 1.0),
     ]
-    return Section({"seconds": medians(times), "tokens": tokens * ROWS}, bars)
+    against_own = ratio(times, "bank, base rows", "bank, equal")
+    return Section({"seconds": medians(times), "tokens": tokens * ROWS, "bank : its own base rows": against_own}, bars)
 
 
 def train(smol: Smol, rounds: int) -> Section:

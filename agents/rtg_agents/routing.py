@@ -75,6 +75,16 @@ class Route:
         """[B, ..] -> the adapted rows, by slot."""
         return x[self.first : self.first + self.num_adapted] if self.first is not None else x[self.order]
 
+    def add_in_place(self, y: torch.Tensor, x_RSI: torch.Tensor, down_GRI: torch.Tensor, up_GRO: torch.Tensor) -> bool:
+        """Add the update to the base's output where it lies, the quick way; False if the shares do not allow it."""
+        if not self.equal or self.first is None or self.scaling is None:
+            return False
+        groups = len(down_GRI)
+        inner = torch.bmm(x_RSI.reshape(groups, -1, x_RSI.shape[-1]), down_GRI.transpose(1, 2))
+        own = y[self.first : self.first + self.num_adapted].view(groups, -1, y.shape[-1])
+        own.baddbmm_(inner, up_GRO, alpha=self.scaling)
+        return True
+
     def product(self, x_RSI: torch.Tensor, down_GRI: torch.Tensor, up_GRO: torch.Tensor) -> torch.Tensor:
         """The update [rows, S, out] of the adapted rows."""
         rows, length, _ = x_RSI.shape
@@ -141,8 +151,11 @@ class BankLinear(nn.Module):
             return y
         if x.shape[0] != route.num_rows:
             raise PolicyError(f"expected a batch of {route.num_rows} rows as routed, got {x.shape[0]}")
-        flat = x.reshape(route.num_rows, -1, self.size[0])
-        update = route.product(route.take(flat), *self._factors(route, x.dtype))
+        own = route.take(x.reshape(route.num_rows, -1, self.size[0]))
+        factors = self._factors(route, x.dtype)
+        if not torch.is_grad_enabled() and route.add_in_place(y, own, *factors):
+            return y
+        update = route.product(own, *factors)
         return self._added(y, update.reshape(-1, *y.shape[1:]), route)
 
     def _factors(self, route: Route, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

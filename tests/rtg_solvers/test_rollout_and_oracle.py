@@ -19,9 +19,10 @@ from rtg_env.rules import Deal, GameConfig
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_env.types import Action, Exchange, Verdict
 from rtg_solvers import loop
+from rtg_solvers.advantages import returns_to_go
 from rtg_solvers.empirical import Mixture
 from rtg_solvers.optimizer import OptimizerSettings
-from rtg_solvers.oracles.rl import RLOracle, RLSettings, collect_sentences, flat_share, reinforce, to_go
+from rtg_solvers.oracles.rl import RLOracle, RLSettings, collect_sentences, flat_share, reinforce
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.trainer import Trainer
@@ -298,12 +299,6 @@ def test_deal_defaults_to_one_red_member() -> None:
     assert Deal(goal=GOALS.harmful[0]).red_order == (0,)
 
 
-def test_what_is_to_come_is_summed_within_a_dialogue_only() -> None:
-    values = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
-    assert to_go(values, [0, 0, 0, 3, 5]).tolist() == [7.0, 6.0, 4.0, 8.0, 16.0]
-    assert values.tolist() == [1.0, 2.0, 4.0, 8.0, 16.0]
-
-
 def test_the_price_of_divergence_charges_what_a_first_sentence_leads_to() -> None:
     """J = -(KL_1 + E[KL_2 | a_1]), one binary choice each, KL_2 = 1 after a = 1, else 0: dJ/dtheta by hand.
 
@@ -311,6 +306,6 @@ def test_the_price_of_divergence_charges_what_a_first_sentence_leads_to() -> Non
     """
     first = np.array([0, 1])  # both first choices, each with probability 1/2
     log_ratios = np.array([[0.0, float(choice == 1)] for choice in first]).ravel()
-    price = to_go(-log_ratios, [0, 0, 1, 1]).reshape(2, 2)[:, 0]
+    price = returns_to_go(-log_ratios, [0, 0, 1, 1]).reshape(2, 2)[:, 0]
     score = first - 0.5  # d log p(choice) / d theta
     assert float(np.mean(score * price)) == pytest.approx(-0.25)

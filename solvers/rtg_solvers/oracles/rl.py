@@ -22,8 +22,10 @@ from rtg_agents.population import Member
 from rtg_env.errors import ConfigError, JudgeError
 from rtg_env.transcripts import Played
 from rtg_env.types import Role, role_of
+from rtg_solvers.advantages import kl_in_reward, leave_one_out, returns_to_go
+from rtg_solvers.aggregation import Totals, aggregate
 from rtg_solvers.loop import Task
-from rtg_solvers.losses import kl_in_reward, leave_one_out, policy_gradient_loss
+from rtg_solvers.losses import reinforce_loss
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.rollout import draw_pairings, play
 from rtg_solvers.seeding import draw_seed, rng_for
@@ -155,7 +157,7 @@ class RLOracle:
         logp = np.array([sentence.logp for sentence in sentences])
         reward = np.array([sentence.reward for sentence in sentences])
         price = kl_in_reward(np.zeros_like(reward), logp, reference_logp, self._settings.kl_weight)
-        shaped = reward + to_go(price, [sentence.dialogue for sentence in sentences])
+        shaped = reward + returns_to_go(price, [sentence.dialogue for sentence in sentences])
         advantages = leave_one_out(shaped, [sentence.group for sentence in sentences])
         figures = reinforce(trainer, [sentence.scored for sentence in sentences], advantages)
         if not store.has_block(figures_name):
@@ -221,7 +223,9 @@ def reinforce(trainer: Trainer, sequences: Sequence[TokenSequence], advantages: 
 
     def objective(said: Evaluated, places: Sequence[int]) -> torch.Tensor:
         own = weights[list(places)].to(said.logps.device)
-        return policy_gradient_loss(said.logps, said.mask, own, len(sequences))
+        return aggregate(
+            reinforce_loss(said.logps, own), said.mask, "sequence-sum", Totals(num_sequences=len(sequences))
+        )
 
     figures = trainer.step([sequences[int(index)] for index in useful], objective)
     return next(iter(figures.values()), None)
@@ -254,15 +258,6 @@ def collect_sentences(played: Sequence[Played], role: Role, version: str, group_
             reward = sign * sum(item.transcript.payments[turn:])
             sentences.append(Sentence(scored, sum(action.logps), reward, (index // group_size, turn), index))
     return sentences
-
-
-def to_go(values: np.ndarray, dialogues: Sequence[int]) -> np.ndarray:
-    """[S] each value plus those that follow it in the same dialogue; sentences of a dialogue stand in order."""
-    result = values.copy()
-    for index in range(len(values) - 2, -1, -1):
-        if dialogues[index] == dialogues[index + 1]:
-            result[index] += result[index + 1]
-    return result
 
 
 def flat_share(advantages: np.ndarray, groups: Sequence[tuple[int, int]]) -> float:
