@@ -162,8 +162,11 @@ class Observation(NamedTuple):
         return role_of(self.agent_id)
 
 
-FinishReason = Literal["stop", "length", "budget"]
-"""Why a sentence ended: its author ended it, the token limit did, or there were no tokens left to begin with."""
+FinishReason = Literal["stop", "length", "budget", "cut"]
+"""Why a sentence ended: its author ended it, the token limit did, or there were no tokens left to begin with.
+
+`cut`: the limit on characters did, after sampling; the ids say more than the text.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
