@@ -156,6 +156,13 @@ class Observation(NamedTuple):
     tokens_left: int | None = None
     """What this side may still say in this dialogue; None without a limit."""
 
+    said: Sequence[Action] = ()
+    """What this side has said so far, with its token record: the t-th action belongs to exchange t.
+
+    Nature's sentences are no actions, and a side whose budget is spent takes none. `messages` hold what got through the
+    message filters, an action what went into them. The dict observations of PettingZoo and Gymnasium leave it out.
+    """
+
     @property
     def role(self) -> Role:
         """Side of the observing agent."""
