@@ -18,9 +18,11 @@ from rtg_agents.policy import (
     Request,
     Sampling,
     Scored,
+    TokenSequence,
 )
 from rtg_agents.population import Member, Population
 from rtg_agents.scripted import RandomPolicy, ScriptedPolicy, TemplatePolicy, plain_attacker
+from rtg_agents.sequences import RecordedSequence, RecordedSequences, SpanSource, recorded_sequences
 from rtg_agents.tactics import Perceptron, TacticPolicy
 
 if TYPE_CHECKING:
@@ -43,17 +45,22 @@ __all__ = [
     "Policy",
     "Population",
     "RandomPolicy",
+    "RecordedSequence",
+    "RecordedSequences",
     "Request",
     "Sampling",
     "Scored",
     "ScriptedPolicy",
     "SentenceEncoder",
+    "SpanSource",
     "TacticPolicy",
     "TemplatePolicy",
+    "TokenSequence",
     "TorchBackend",
     "fetch_wheel",
     "load_goal_set",
     "plain_attacker",
+    "recorded_sequences",
     "resolve_encoder",
     "resolve_model",
 ]
