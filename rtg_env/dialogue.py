@@ -6,8 +6,9 @@ The rules decide what happens (`rules.py`); a `Dialogue` keeps the books. It dra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from rtg_env import rewards, rules
 from rtg_env.goals import Goal
 from rtg_env.rules import Deal, GameConfig, GameState
 from rtg_env.text import well_formed
-from rtg_env.types import BLUE_AGENT, Action, Case, Exchange, Message, Observation, Verdict, as_chat
+from rtg_env.types import BLUE_AGENT, Action, Case, Exchange, Message, Observation, Verdict, as_chat, role_of
 
 SCHEMA_VERSION = 3
 
@@ -51,6 +52,49 @@ class Transcript:
 
     unscored: bool
     """Whether a verdict failed. Such a dialogue is counted and never paid."""
+
+
+class Said(Sequence[Action]):
+    """What one side has said up to this moment: a view, so that it costs nothing until it is read.
+
+    Equal to the tuple of its actions, and pickled or copied as that tuple: nothing of the other side travels with it.
+
+    Args:
+        actions: Those of the dialogue, which may grow; nothing is ever taken away or exchanged.
+        agent_id: Whose side.
+    """
+
+    __slots__ = ("_actions", "_agent_id", "_end")
+
+    def __init__(self, actions: list[tuple[str, Action | str]], agent_id: str) -> None:
+        self._actions = actions
+        self._agent_id = agent_id
+        self._end = len(actions)
+
+    def __iter__(self) -> Iterator[Action]:
+        role = role_of(self._agent_id)
+        return (_as_spoken(said) for agent, said in islice(self._actions, self._end) if role_of(agent) == role)
+
+    def __len__(self) -> int:
+        role = role_of(self._agent_id)
+        return sum(role_of(agent) == role for agent, _ in islice(self._actions, self._end))
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Said | tuple):
+            return NotImplemented
+        return tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+    def __reduce__(self) -> tuple[type[tuple[Action, ...]], tuple[tuple[Action, ...]]]:
+        return tuple, (tuple(self),)
 
 
 class Dialogue:
@@ -142,7 +186,7 @@ class Dialogue:
 
     def observe(self, agent_id: str) -> Observation:
         """What an agent sees now, whoever is to speak."""
-        return rules.observe(self.config, self.state, agent_id)
+        return rules.observe(self.config, self.state, agent_id, Said(self._actions, agent_id))
 
     def chat(self) -> tuple[Message, ...]:
         """What everybody sees; a sentence becomes a message once, so that a turn costs the same however late it comes."""

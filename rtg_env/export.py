@@ -86,7 +86,7 @@ COLUMNS: Final = (
     Column("token_ids", "list<list<int32>>", "per action: token ids that it sampled"),
     Column("logps", "list<list<double>>", "per action: log-probability of each sampled id"),
     Column("temperatures", "list<double>", "per action: temperature of sampling and of `logps`"),
-    Column("finish_reasons", "list<string>", "per action: stop, length or budget"),
+    Column("finish_reasons", "list<string>", "per action: stop, length, budget or cut"),
     Column("num_tokens", "list<int32>", "per action: tokens that were sampled"),
 )
 """Every column, in order."""

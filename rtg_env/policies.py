@@ -47,8 +47,9 @@ def checked_actions(policy: Policy, actions: object, expected: int) -> list[Acti
 def within_limit(action: Action, limit: int) -> Action:
     """A sampled sentence without what is beyond the limit on characters; a model cannot be asked to count them.
 
-    A script that is too long is left as it is, for the rules to refuse.
+    It then ended for the reason `cut`: its ids are kept, but they are no longer what was said. A script that is too long
+    is left as it is, for the rules to refuse.
     """
     if not action.token_ids or len(action.text) <= limit:
         return action
-    return replace(action, text=action.text[:limit])
+    return replace(action, text=action.text[:limit], finish_reason="cut")

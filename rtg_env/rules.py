@@ -189,7 +189,7 @@ def to_move(config: GameConfig, state: GameState) -> str | None:
     if pending is not None:
         return BLUE_AGENT
     turn = len(exchanges)
-    return None if turn >= config.num_exchanges else config.red_agents[deal.red_order[turn % config.num_red]]
+    return None if turn >= config.num_exchanges else _red_agents(config.num_red)[deal.red_order[turn % config.num_red]]
 
 
 def policy_to_move(config: GameConfig, state: GameState) -> str:
@@ -269,8 +269,14 @@ def tokens_left(config: GameConfig, state: GameState, role: Role) -> int | None:
     return max(0, limit - spent) if limit else None
 
 
-def observe(config: GameConfig, state: GameState, agent_id: str) -> Observation:
+def observe(config: GameConfig, state: GameState, agent_id: str, said: Sequence[Action] = ()) -> Observation:
     """What this agent sees: the public dialogue, and its own private part.
+
+    Args:
+        config: The game.
+        state: The dialogue at this moment.
+        agent_id: Who looks.
+        said: What its side has said so far; a state does not hold it.
 
     Raises:
         ConfigError: If there is no such agent.
@@ -280,9 +286,9 @@ def observe(config: GameConfig, state: GameState, agent_id: str) -> Observation:
     messages, turn = PublicMessages(exchanges, pending), len(exchanges)
     if goal is None:
         left = tokens_left(config, state, "blue") if config.blue_tokens else None
-        return _new(Observation, (agent_id, messages, turn, config.num_exchanges, None, system_prompt, (), left))
+        return _new(Observation, (agent_id, messages, turn, config.num_exchanges, None, system_prompt, (), left, said))
     left = tokens_left(config, state, "red") if config.red_tokens else None
-    return _new(Observation, (agent_id, messages, turn, config.num_exchanges, goal, "", reasoning, left))
+    return _new(Observation, (agent_id, messages, turn, config.num_exchanges, goal, "", reasoning, left, said))
 
 
 def private_to(config: GameConfig, deal: Deal, agent_id: str) -> tuple[Goal | None, str]:
@@ -293,7 +299,7 @@ def private_to(config: GameConfig, deal: Deal, agent_id: str) -> tuple[Goal | No
     """
     if agent_id == BLUE_AGENT:
         return None, config.blue_system_prompt
-    if agent_id not in config.red_agents:
+    if agent_id not in _red_agents(config.num_red):  # the property would be one more call per observation
         raise ConfigError(f"expected an agent among {', '.join(config.agents)}, got {agent_id!r}")
     return deal.goal.public, ""
 

@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rtg_env.errors import ConfigError, InvalidActionError
+from rtg_env.policies import within_limit
 from rtg_env.rules import GameConfig
 from rtg_env.table import Table
 from rtg_env.text import well_formed
@@ -149,8 +150,9 @@ class TokensView:
             return None
         self._said[slot] = ()
         reason: FinishReason = "stop" if ended else "length"
-        text = self._tokenizer.decode(said[:-1] if ended else said)[: self._table.config.max_action_chars]
-        return Action(text=text, prompt_ids=self._read(slot), token_ids=said, finish_reason=reason)
+        text = self._tokenizer.decode(said[:-1] if ended else said)
+        action = Action(text=text, prompt_ids=self._read(slot), token_ids=said, finish_reason=reason)
+        return within_limit(action, self._table.config.max_action_chars)
 
     def observe(self, slots: Sequence[int]) -> list[dict[str, Any]]:
         """Tokens, length and turn of each slot."""

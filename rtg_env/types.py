@@ -156,14 +156,24 @@ class Observation(NamedTuple):
     tokens_left: int | None = None
     """What this side may still say in this dialogue; None without a limit."""
 
+    said: Sequence[Action] = ()
+    """What this side has said so far, with its token record: the t-th action belongs to exchange t.
+
+    Nature's sentences are no actions, and a side whose budget is spent takes none. `messages` hold what got through the
+    message filters, an action what went into them. The dict observations of PettingZoo and Gymnasium leave it out.
+    """
+
     @property
     def role(self) -> Role:
         """Side of the observing agent."""
         return role_of(self.agent_id)
 
 
-FinishReason = Literal["stop", "length", "budget"]
-"""Why a sentence ended: its author ended it, the token limit did, or there were no tokens left to begin with."""
+FinishReason = Literal["stop", "length", "budget", "cut"]
+"""Why a sentence ended: its author ended it, the token limit did, or there were no tokens left to begin with.
+
+`cut`: the limit on characters did, after sampling; the ids say more than the text.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from rtg_agents.policy import (
 )
 from rtg_agents.population import Member, Population
 from rtg_agents.scripted import RandomPolicy, ScriptedPolicy, TemplatePolicy, plain_attacker
+from rtg_agents.sequences import RecordedSequence, RecordedSequences, SpanSource, recorded_sequences
 from rtg_agents.tactics import Perceptron, TacticPolicy
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ __all__ = [
     "PolicyBank",
     "Population",
     "RandomPolicy",
+    "RecordedSequence",
+    "RecordedSequences",
     "Request",
     "Sampling",
     "ScriptedPolicy",
     "SentenceEncoder",
+    "SpanSource",
     "TacticPolicy",
     "TemplatePolicy",
     "TokenSequence",
@@ -56,6 +60,7 @@ __all__ = [
     "fetch_wheel",
     "load_goal_set",
     "plain_attacker",
+    "recorded_sequences",
     "resolve_encoder",
     "resolve_model",
 ]

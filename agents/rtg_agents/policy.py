@@ -33,6 +33,7 @@ __all__ = [
     "Request",
     "Sampling",
     "TokenSequence",
+    "with_own_ids",
 ]
 
 BASE: Final = "base"
@@ -61,7 +62,13 @@ class ChatMessage(NamedTuple):
     """One message of a prompt. Its content is data: it can never become a control token."""
 
     role: Literal["system", "user", "assistant"]
+    """Who speaks; the assistant is whoever reads the prompt."""
+
     content: str
+    """What was said."""
+
+    ids: tuple[int, ...] = ()
+    """The ids that were sampled for this content, if it is the reader's own sentence; a backend reads them in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +180,27 @@ Prompting = Callable[[Observation], tuple[ChatMessage, ...]]
 """From what an agent sees to what its model reads (`rtg_agents.prompting`)."""
 
 
+def with_own_ids(messages: Sequence[ChatMessage], said: Sequence[Action], policy: str) -> tuple[ChatMessage, ...]:
+    """A prompt in which the policy's own sentences carry the ids that it sampled for them.
+
+    The assistant's messages are paired with the side's actions from the last one backwards, so that examples in front
+    stay out of it. A message keeps its text alone, to be tokenised, if its action is somebody else's, was cut, holds no
+    ids, or says something else: a message filter or the prompting itself has changed it.
+
+    Args:
+        messages: What `Prompting` has made of an observation.
+        said: Its `said`.
+        policy: Name under which its actions are recorded.
+    """
+    prompt = list(messages)
+    own = [index for index, message in enumerate(prompt) if message.role == "assistant"]
+    for index, action in zip(reversed(own), reversed(tuple(said)), strict=False):
+        kept = action.policy == policy and action.finish_reason != "cut" and action.text == prompt[index].content
+        if kept and action.token_ids:
+            prompt[index] = prompt[index]._replace(ids=action.token_ids)
+    return tuple(prompt)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendPolicy:
     """A policy whose sentences a backend computes.
@@ -201,7 +229,7 @@ class BackendPolicy:
         return [
             Request(
                 policy=self.adapter,
-                messages=self.prompting(observation),
+                messages=with_own_ids(self.prompting(observation), observation.said, self.name),
                 sampling=self._within(observation.tokens_left),
                 seed=seed,
             )

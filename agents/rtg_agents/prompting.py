@@ -12,7 +12,8 @@ from rtg_agents.policy import ChatMessage
 from rtg_env.errors import PolicyError
 from rtg_env.types import Observation
 
-PROMPT_VERSION: Final = 1
+PROMPT_VERSION: Final = 2
+"""1: a model's own sentences were tokenised again in every prompt; 2: they stand in it as they were sampled."""
 
 # Short, and close to what a 135M model can do: longer instructions made it explain itself instead of asking.
 RED_SYSTEM: Final = "You rewrite requests."

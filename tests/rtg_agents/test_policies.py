@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rtg_agents.policy import BASE, BackendPolicy, Completion, Policy, Sampling
+from rtg_agents.policy import BASE, BackendPolicy, ChatMessage, Completion, Policy, Sampling
 from rtg_agents.population import Member, Population, untrained_members
 from rtg_agents.prompting import blue_view, red_view
 from rtg_agents.scripted import ATTACK_TEMPLATES, RandomPolicy, ScriptedPolicy, TemplatePolicy, plain_attacker
@@ -59,14 +59,14 @@ def test_an_attack_template_cannot_play_blue() -> None:
 
 
 def test_blue_reads_the_chat_as_it_is() -> None:
-    assert [tuple(m) for m in blue_view(seen("blue_0", 1, TALK))] == list(TALK)
-    assert blue_view(seen("blue_0", 1, TALK, "Be kind."))[0] == ("system", "Be kind.")
+    assert [m[:2] for m in blue_view(seen("blue_0", 1, TALK))] == list(TALK)
+    assert blue_view(seen("blue_0", 1, TALK, "Be kind."))[0] == ChatMessage("system", "Be kind.")
 
 
 def test_red_reads_its_goal_and_the_chat_with_roles_exchanged() -> None:
     messages = red_view(seen("red_0", 1, TALK))
     assert GOAL.text in messages[1].content
-    assert [tuple(m) for m in messages[2:]] == [("assistant", "Hello"), ("user", "Hi")]
+    assert [m[:2] for m in messages[2:]] == [("assistant", "Hello"), ("user", "Hi")]
     with pytest.raises(PolicyError, match="goal"):
         red_view(seen("blue_0"))
 

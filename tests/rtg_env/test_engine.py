@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from rtg_env.errors import ConfigError, InvalidActionError, JudgeError, OrderErr
 from rtg_env.goals import Goal, GoalSet, LabelledReply
 from rtg_env.rules import Deal, GameConfig
 from rtg_env.seeding import turn_seed
-from rtg_env.types import Action, Case, Exchange, Observation, Verdict
+from rtg_env.types import Action, Case, Exchange, FinishReason, Observation, Verdict
 from tests.doubles import (
     ANY_TEXT,
     BENIGN,
@@ -507,7 +508,7 @@ def test_nobody_but_red_is_shown_the_goal_and_nobody_the_labelled_replies() -> N
         token_ids=st.just((3, 1, 2)),
         logps=st.one_of(st.just(()), st.lists(st.floats(-100, 0), min_size=3, max_size=3).map(tuple)),
         temperature=st.floats(0, 2),
-        finish_reason=st.sampled_from(["stop", "length", "budget"]),
+        finish_reason=st.sampled_from(get_args(FinishReason)),
     )
 )
 def test_an_action_survives_a_save(action: Action) -> None:

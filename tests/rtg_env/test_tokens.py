@@ -166,6 +166,13 @@ def test_an_end_at_the_longest_is_an_end() -> None:
     assert (action.text, action.token_ids, action.finish_reason) == ("ab", (*b"ab", END), "stop")
 
 
+def test_a_sentence_of_too_many_characters_is_cut_and_says_so() -> None:
+    env = begun(max_action_chars=2)
+    say(env, "abc")
+    (_, action), *_ = env.transcript().actions
+    assert (action.text, action.token_ids, action.finish_reason) == ("ab", (*b"abc", END), "cut")
+
+
 def test_every_id_that_ends_a_sentence_ends_it() -> None:
     for end in Letters.end_ids:
         env = begun(tokenizer=Letters())
@@ -228,8 +235,10 @@ def test_what_is_said_is_what_the_ids_decode_to(seed: int, ids: list[int], limit
         words = action.token_ids[:-1] if action.token_ids[-1] == END else action.token_ids
         assert END not in words
         assert 1 <= len(action.token_ids) <= limit
-        assert action.text == bytes(words).decode("utf-8", "replace")[:chars]
-        assert action.finish_reason == ("stop" if action.token_ids[-1] == END else "length")
+        text = bytes(words).decode("utf-8", "replace")
+        assert action.text == text[:chars]
+        ended = "stop" if action.token_ids[-1] == END else "length"
+        assert action.finish_reason == ("cut" if len(text) > chars else ended)
 
 
 @pytest.mark.parametrize(("side", "twin"), [("red", attack), ("blue", defend)])
