@@ -36,8 +36,8 @@ from rtg_env.judges import Judge, OfflineJudge
 from rtg_env.rules import Deal
 from rtg_solvers import Game, Pairing, play
 from rtg_solvers.advantages import leave_one_out
+from rtg_solvers.lessons import collect_lessons, reinforce
 from rtg_solvers.optimizer import OptimizerSettings
-from rtg_solvers.oracles.rl import collect_sentences, reinforce
 from rtg_solvers.trainer import Trainer
 
 SKEWED = (20, 12, 8, 6, 4, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1)
@@ -459,15 +459,13 @@ class OurStep:
         for goal in self._goals:
             self._seed += 1
             pairings.append(Pairing(red="red_01@v1", blue="blue", deal=Deal(goal=goal), seed=self._seed))
-        sentences = collect_sentences(play(self._game, self._policies, pairings), "red", "red_01@v1", STEP["group"])
+        lessons = collect_lessons(play(self._game, self._policies, pairings), "red", "red_01@v1", STEP["group"])
         played = time.perf_counter()
-        sequences = [sentence.scored for sentence in sentences]
-        reference = self._backend.score([dataclasses.replace(sequence, policy=BASE) for sequence in sequences])
+        sequences = [dataclasses.replace(sequence, policy=BASE) for sequence in lessons.sequences]
+        reference = lessons.per_sentence(self._backend.score(sequences))
         scored = time.perf_counter()
-        logp = np.array([sentence.logp for sentence in sentences])
-        price = STEP["kl_weight"] * (logp - np.array([sum(values) for values in reference]))
-        reward = np.array([sentence.reward for sentence in sentences]) - price
-        reinforce(self._trainer, sequences, leave_one_out(reward, [sentence.group for sentence in sentences]))
+        reward = lessons.column("reward") - STEP["kl_weight"] * (lessons.column("logp") - reference)
+        reinforce(self._trainer, lessons, leave_one_out(reward, [sentence.group for sentence in lessons.sentences]))
         ended = time.perf_counter()
         for name, value in zip(self.parts, (played - begin, scored - played, ended - scored), strict=True):
             self.parts[name].append(value)

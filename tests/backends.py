@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rtg_agents.policy import BASE, BackendPolicy, Completion, Prompting, Request, Sampling, Scored
+from rtg_agents.policy import BASE, BackendPolicy, Completion, Prompting, Request, Sampling, TokenSequence
 from rtg_agents.tokens import ChatEncoder
 from tests.tiny import tiny_tokenizer
 
@@ -41,7 +41,7 @@ class IdsBackend:
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
         return [self._completion(request) for request in requests]
 
-    def score(self, sentences: Sequence[Scored]) -> list[tuple[float, ...]]:
+    def score(self, sequences: Sequence[TokenSequence]) -> list[tuple[float, ...]]:
         raise NotImplementedError
 
     def _completion(self, request: Request) -> Completion:

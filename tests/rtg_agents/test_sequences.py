@@ -24,6 +24,7 @@ from rtg_env.goals import GoalSet
 from rtg_env.rules import Deal, GameConfig
 from rtg_env.types import BLUE_AGENT, Action, Role
 from rtg_solvers.rollout import Game, Pairing, play
+from tests.adapters import added_up
 from tests.backends import END, END_IDS, OTHER_END, START, IdsBackend, policy
 from tests.doubles import ANY_TEXT, BENIGN, HARMFUL, TextJudge
 from tests.rtg_agents.test_own_ids import COUNTS, OPENS_NOTHING, THINKS
@@ -121,7 +122,7 @@ def test_a_model_goes_on_from_what_it_sampled_for_five_exchanges(backend: TorchB
         assert any(list(action.token_ids[:-1]) != backend.chat.plain(action.text) for action in actions)
         ((tokens, sources),) = recorded_sequences([transcript], role, role).sequences
         with torch.no_grad():
-            logits = backend._base(input_ids=torch.tensor([tokens.ids])).logits[0].double() / tokens.temperature
+            logits = added_up(backend.bank, BASE)(torch.tensor([tokens.ids]))[0].double() / tokens.temperature
         logps = torch.log_softmax(logits, -1)
         for (begin, end), source in zip(tokens.spans, sources, strict=True):
             once = [float(logps[place - 1, tokens.ids[place]]) for place in range(begin, end)]

@@ -21,8 +21,9 @@ from rtg_env.types import Action, Exchange, Verdict
 from rtg_solvers import loop
 from rtg_solvers.advantages import returns_to_go
 from rtg_solvers.empirical import Mixture
+from rtg_solvers.lessons import Lessons, Sentence, collect_lessons, flat_share, reinforce
 from rtg_solvers.optimizer import OptimizerSettings
-from rtg_solvers.oracles.rl import RLOracle, RLSettings, collect_sentences, flat_share, reinforce
+from rtg_solvers.oracles.rl import RLOracle, RLSettings
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.trainer import Trainer
@@ -108,7 +109,17 @@ def transcript(payments: tuple[float, ...], *, unscored: bool = False) -> Transc
     for turn in range(len(payments)):
         for agent in ("red_0", "blue_0"):
             actions.append(
-                (agent, Action(text="x", prompt_ids=(1,), token_ids=(turn + 5,), logps=(-0.5,), temperature=0.7))
+                (
+                    agent,
+                    Action(
+                        text="x",
+                        policy=agent[0],
+                        prompt_ids=(1,),
+                        token_ids=(turn + 5,),
+                        logps=(-0.5,),
+                        temperature=0.7,
+                    ),
+                )
             )
     return Transcript(
         goal=GOALS.harmful[0],
@@ -129,17 +140,17 @@ def played(*transcripts: Transcript) -> list[Played]:
 
 def test_a_sentence_is_credited_with_what_is_paid_from_its_exchange_on() -> None:
     rows = played(transcript((0.2, 0.0, 0.3)), transcript((0.1, 0.1, 0.0)))
-    red = collect_sentences(rows, "red", "r", group_size=2)
-    assert [s.reward for s in red] == pytest.approx([0.5, 0.3, 0.3, 0.2, 0.1, 0.0])
-    assert [s.group for s in red] == [(0, 0), (0, 1), (0, 2)] * 2
-    blue = collect_sentences(rows, "blue", "b", group_size=2)
-    assert [s.reward for s in blue] == pytest.approx([-0.5, -0.3, -0.3, -0.2, -0.1, 0.0])
-    assert {s.scored.temperature for s in red} == {0.7}
+    red = collect_lessons(rows, "red", "r", group_size=2)
+    assert [s.reward for s in red.sentences] == pytest.approx([0.5, 0.3, 0.3, 0.2, 0.1, 0.0])
+    assert [s.group for s in red.sentences] == [(0, 0), (0, 1), (0, 2)] * 2
+    blue = collect_lessons(rows, "blue", "b", group_size=2)
+    assert [s.reward for s in blue.sentences] == pytest.approx([-0.5, -0.3, -0.3, -0.2, -0.1, 0.0])
+    assert {s.temperature for s in red.sequences} == {0.7}
 
 
 def test_no_sentence_of_an_unscored_dialogue_is_learned_from() -> None:
     rows = played(transcript((0.2,)), transcript((0.9,), unscored=True))
-    assert len(collect_sentences(rows, "red", "r", group_size=2)) == 1
+    assert len(collect_lessons(rows, "red", "r", group_size=2).sentences) == 1
 
 
 def test_flat_groups_are_counted() -> None:
@@ -223,7 +234,9 @@ def scored(backend, seeds, version=BASE):
     from tests.rtg_agents.test_hf import request
 
     done = backend.generate([request("hello " * (s % 5), s, version) for s in seeds])
-    return [TokenSequence.of_sentence(version, c.prompt_ids, c.token_ids) for c in done]
+    sequences = tuple(TokenSequence.of_sentence(version, c.prompt_ids, c.token_ids) for c in done)
+    sentences = tuple(Sentence(n, s.num_sampled, 0.0, 0.0, (0, 0), n) for n, s in enumerate(sequences))
+    return Lessons(sequences, sentences, 0.0)
 
 
 def test_micro_batches_change_nothing(backend) -> None:

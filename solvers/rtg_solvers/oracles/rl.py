@@ -11,9 +11,8 @@ Red learns on harmful goals only, since on benign ones nature speaks; that scale
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,20 +20,16 @@ from rtg_agents.policy import BASE, Policy, TokenSequence
 from rtg_agents.population import Member
 from rtg_env.errors import ConfigError, JudgeError
 from rtg_env.transcripts import Played
-from rtg_env.types import Role, role_of
 from rtg_solvers.advantages import kl_in_reward, leave_one_out, returns_to_go
-from rtg_solvers.aggregation import Totals, aggregate
+from rtg_solvers.lessons import collect_lessons, flat_share, reinforce
 from rtg_solvers.loop import Task
-from rtg_solvers.losses import reinforce_loss
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.rollout import draw_pairings, play
 from rtg_solvers.seeding import draw_seed, rng_for
 
 if TYPE_CHECKING:
-    import torch
-
-    from rtg_agents.hf import Evaluated, TorchBackend
-    from rtg_solvers.trainer import StepFigures, Trainer
+    from rtg_agents.hf import TorchBackend
+    from rtg_solvers.trainer import Trainer
 
 _LOG = logging.getLogger(__name__)
 
@@ -69,25 +64,6 @@ class RLSettings:
             )
         if not 0.0 <= self.kl_weight < float("inf"):
             raise ConfigError(f"kl_weight must be finite and >= 0, got {self.kl_weight!r}")
-
-
-class Sentence(NamedTuple):
-    """One sentence of the learner, with its credit."""
-
-    scored: TokenSequence
-    """What it read and said."""
-
-    logp: float
-    """Log-probability when it was sampled."""
-
-    reward: float
-    """What its side was paid from its exchange on."""
-
-    group: tuple[int, int]
-    """Group of its dialogue and its exchange; the baseline compares within it."""
-
-    dialogue: int
-    """Index of its dialogue."""
 
 
 class RLOracle:
@@ -147,19 +123,18 @@ class RLOracle:
         if not store.has_block(rollout):
             store.put_block(rollout, self._rollout(task, step))
         played = store.block(rollout)
-        sentences = collect_sentences(played, task.role, task.version, self._settings.group_size)
-        if not sentences:
+        lessons = collect_lessons(played, task.role, task.version, self._settings.group_size)
+        if not lessons.sentences:
             raise JudgeError(
                 f"expected a scored dialogue in {rollout}, all are unscored; mend the judge and start a new run"
             )
-        reference = self._backend.score([_under(BASE, sentence.scored) for sentence in sentences])
-        reference_logp = np.array([sum(logps) for logps in reference])
-        logp = np.array([sentence.logp for sentence in sentences])
-        reward = np.array([sentence.reward for sentence in sentences])
+        reference_logp = lessons.per_sentence(self._backend.score([_under(BASE, s) for s in lessons.sequences]))
+        logp, reward = lessons.column("logp"), lessons.column("reward")
         price = kl_in_reward(np.zeros_like(reward), logp, reference_logp, self._settings.kl_weight)
-        shaped = reward + returns_to_go(price, [sentence.dialogue for sentence in sentences])
-        advantages = leave_one_out(shaped, [sentence.group for sentence in sentences])
-        figures = reinforce(trainer, [sentence.scored for sentence in sentences], advantages)
+        shaped = reward + returns_to_go(price, [sentence.dialogue for sentence in lessons.sentences])
+        groups = [sentence.group for sentence in lessons.sentences]
+        advantages = leave_one_out(shaped, groups)
+        figures = reinforce(trainer, lessons, advantages)
         if not store.has_block(figures_name):
             scored = [item.transcript.utility for item in played if not item.transcript.unscored]
             data = {
@@ -168,9 +143,10 @@ class RLOracle:
                 "step": step,
                 "utility": float(np.mean(scored)),
                 "kl": float(np.mean(logp - reference_logp)),
-                "num_tokens": sum(sentence.scored.num_sampled for sentence in sentences),
+                "num_tokens": int(lessons.column("num_tokens").sum()),
+                "broken_share": lessons.broken_share,
                 "num_unscored": len(played) - len(scored),
-                "flat_groups": flat_share(advantages, [sentence.group for sentence in sentences]),
+                "flat_groups": flat_share(advantages, groups),
                 "loss": figures.loss if figures else 0.0,
                 "grad_norm": figures.grad_norm if figures else 0.0,
             }
@@ -205,65 +181,9 @@ class RLOracle:
         return played
 
 
-def reinforce(trainer: Trainer, sequences: Sequence[TokenSequence], advantages: np.ndarray) -> StepFigures | None:
-    """One step of REINFORCE on one policy; sequences whose advantage is 0 cost nothing and are left out.
-
-    Args:
-        trainer: Of that policy.
-        sequences: [S].
-        advantages: [S].
-
-    Returns:
-        Figures, or None if every advantage was 0.
-    """
-    import torch
-
-    useful = np.flatnonzero(advantages)
-    weights = torch.tensor(advantages[useful], dtype=torch.float32)
-
-    def objective(said: Evaluated, places: Sequence[int]) -> torch.Tensor:
-        own = weights[list(places)].to(said.logps.device)
-        return aggregate(
-            reinforce_loss(said.logps, own), said.mask, "sequence-sum", Totals(num_sequences=len(sequences))
-        )
-
-    figures = trainer.step([sequences[int(index)] for index in useful], objective)
-    return next(iter(figures.values()), None)
-
-
 def step_units(settings: RLSettings) -> float:
     """Cost of one step in played dialogues: an update costs about as much as playing its dialogues (measured)."""
     return 2.0 * settings.dialogues_per_step
-
-
-def collect_sentences(played: Sequence[Played], role: Role, version: str, group_size: int) -> list[Sentence]:
-    """The learner's sentences in scored dialogues, each credited with the return from its exchange on.
-
-    Args:
-        played: In the order they were drawn: groups stand together.
-        role: Side that learns.
-        version: Its adapter.
-        group_size: Dialogues per group.
-    """
-    sign = 1.0 if role == "red" else -1.0
-    sentences = []
-    for index, item in enumerate(played):
-        if item.transcript.unscored:
-            continue
-        own = [action for agent, action in item.transcript.actions if role_of(agent) == role]
-        for turn, action in enumerate(own):
-            if not action.token_ids:
-                continue
-            scored = TokenSequence.of_sentence(version, action.prompt_ids, action.token_ids, action.temperature)
-            reward = sign * sum(item.transcript.payments[turn:])
-            sentences.append(Sentence(scored, sum(action.logps), reward, (index // group_size, turn), index))
-    return sentences
-
-
-def flat_share(advantages: np.ndarray, groups: Sequence[tuple[int, int]]) -> float:
-    """Share of groups in which every advantage is 0: they teach nothing."""
-    useful = {group for group, advantage in zip(groups, advantages, strict=True) if advantage}
-    return 1.0 - len(useful) / len(set(groups))
 
 
 def _under(policy: str, scored: TokenSequence) -> TokenSequence:
