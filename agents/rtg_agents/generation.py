@@ -4,8 +4,8 @@ A prompt goes through the model once, whoever shares it: what was read in earlie
 packed so that common beginnings stand once, and equal prompts are one. Then all rows are decoded together, one token a
 pass; a row that has ended makes room for a request that waits.
 
-Each request draws from numbers of its own, one per position, counted from its seed: what a row says does not depend on
-its neighbours, up to floating-point ties.
+Each request draws with noise of its own, counted from its seed and the position: what a row says does not depend on its
+neighbours, up to floating-point ties.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 import numpy as np
 import torch
 
-from rtg_agents.head import draw
+from rtg_agents.head import draw, noise, noise_width
 from rtg_agents.kv import KeyValues, Rows, Views
 from rtg_agents.packing import Pack, batches, pack
 from rtg_agents.policy import BASE
@@ -62,10 +62,6 @@ class Job:
     logps: list[float] = field(default_factory=list)
     """Log-probability of each."""
 
-    def noise(self) -> np.ndarray:
-        """One uniform number per position."""
-        return np.random.default_rng(self.seed).random(self.max_new_tokens)
-
 
 class Place(NamedTuple):
     """Where the keys and values of a prompt stand after it was read."""
@@ -87,6 +83,7 @@ class Forward:
         self._head = bank.model.get_output_embeddings()
         self._dtype = next(bank.model.parameters()).dtype
         self.device = bank.device
+        self.vocab_size = int(self._head.weight.shape[0])
         self.num_layers = int(bank.model.config.num_hidden_layers)
         self.num_tokens = 0
         """Fed so far, padding included."""
@@ -343,7 +340,8 @@ class _Batch:
         self.versions = [BASE] * num_rows
         """Who speaks, or spoke last, in each row."""
         self._route: Route | None = None
-        self._noise: list[np.ndarray] = [np.zeros(1)] * num_rows
+        width = noise_width(forward.vocab_size)
+        self._noise: list[torch.Tensor] = [torch.zeros(1, width, device=forward.device)] * num_rows
         self._lengths = [1] * num_rows
         """Tokens of each row, the one that is read next included."""
         self._next_ids = torch.zeros(num_rows, dtype=torch.long, device=forward.device)
@@ -362,7 +360,8 @@ class _Batch:
     def seat(self, row: int, job: Job, source: Rows, place: Place) -> None:
         """Let a job take a row, with what was read of its prompt."""
         self.rows.write(row, source.read(place.row, place.columns), len(job.prompt))
-        self.jobs[row], self._noise[row], self._lengths[row] = job, job.noise(), len(job.prompt)
+        drawn = noise(job.seed, job.max_new_tokens, self._forward.vocab_size)
+        self.jobs[row], self._noise[row], self._lengths[row] = job, drawn.to(self._forward.device), len(job.prompt)
         if self.versions[row] != job.version or row >= self.height:
             self.versions[row], self._route = job.version, None
         self.height = max(self.height, row + 1)
@@ -399,17 +398,12 @@ class _Batch:
 
     def draw(self, rows: Sequence[int], logits: torch.Tensor) -> tuple[list[int], list[float]]:
         """The next id of each of these rows and its log-probability; it is read by the next `forward`."""
-        temperatures, uniforms = [], []
+        temperatures, drawn = [], []
         for row in rows:
             job = self.jobs[row]
             temperatures.append(job.temperature if job else 1.0)
-            uniforms.append(self._noise[row][len(job.token_ids)] if job else 0.5)
+            drawn.append(self._noise[row][len(job.token_ids) if job else 0])
             self._lengths[row] += job is not None
-        device = logits.device
-        ids, logps = draw(
-            logits,
-            torch.tensor(temperatures, device=device),
-            torch.tensor(uniforms, dtype=torch.float64, device=device),
-        )
+        ids, logps = draw(logits, torch.tensor(temperatures, device=logits.device), torch.stack(drawn))
         self._next_ids[list(rows)] = ids
         return ids.tolist(), logps.tolist()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple, cast
 
+import numpy as np
 import torch
 
 _CHUNK_BYTES: Final = {"cpu": 16 << 20, "cuda": 512 << 20}
@@ -97,39 +98,44 @@ class _Heard(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-def draw(
-    logits_BV: torch.Tensor, temperatures_B: torch.Tensor, uniforms_B: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw an id per row by inverting the distribution function: one uniform number decides one id.
+def noise_width(vocab_size: int) -> int:
+    """Numbers that one draw takes."""
+    return -(-vocab_size // _BLOCK) + _BLOCK
 
-    The function is summed in blocks first, so that only one block of each row is summed exactly: a third of the time of a
-    running sum over the vocabulary.
+
+def noise(seed: int, num_positions: int, vocab_size: int) -> torch.Tensor:
+    """Gumbel noise [positions, width] of one request, counted from its seed: position t is the same however many follow."""
+    uniform = np.random.default_rng(seed).random((num_positions, noise_width(vocab_size)))
+    with np.errstate(divide="ignore"):  # a 0 becomes -inf: never drawn
+        return torch.from_numpy(-np.log(-np.log(uniform))).float()
+
+
+def draw(
+    logits_BV: torch.Tensor, temperatures_B: torch.Tensor, noise_BW: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw an id per row by the Gumbel-max trick, in two levels: a block of ids, then an id of the block.
+
+    Exact, with a few hundred noise numbers a row instead of one per id. Rounding changes a draw only where the two best
+    come within rounding of each other; inverting the distribution function with one number would also change it wherever
+    that number falls among ids less probable than the rounding error of a running sum (about one draw in 300 at the
+    temperature 1 with 49,152 ids, measured).
 
     Args:
         logits_BV: Logits of the next id.
         temperatures_B: They are divided by it.
-        uniforms_B: In [0, 1), float64.
+        noise_BW: Standard Gumbel noise, `noise_width(V)` numbers a row.
 
     Returns:
         Ids [B] and their log-probabilities [B] in the whole distribution.
     """
     scaled = logits_BV.float() / temperatures_B[:, None]
     scaled -= scaled.amax(-1, keepdim=True)
-    probs = scaled.exp()
-    if missing := -probs.shape[1] % _BLOCK:
-        probs = torch.nn.functional.pad(probs, (0, missing))
-    blocks = probs.reshape(len(probs), -1, _BLOCK)
-    upto = blocks.sum(-1).double().cumsum(-1)
-    targets = uniforms_B.double() * upto[:, -1]
-    which = torch.searchsorted(upto, targets[:, None], right=True).clamp(max=upto.shape[1] - 1)
-    rows = torch.arange(len(probs), device=probs.device)
-    within = blocks[rows, which[:, 0]].double().cumsum(-1)
-    before = torch.where(which > 0, upto.gather(1, (which - 1).clamp(min=0)), 0.0)
-    # The block's own sum was rounded to float32: stretch the rest onto its exact sum.
-    total = upto.gather(1, which) - before
-    rest = (targets[:, None] - before) / total * within[:, -1:]
-    inner = torch.searchsorted(within, rest, right=True).clamp(max=_BLOCK - 1)
-    # Rounding may point just past the last id with a chance in its block: step back onto it.
-    last = torch.searchsorted(within, within[:, -1:].contiguous(), right=False)
-    ids = (which * _BLOCK + torch.minimum(inner, last))[:, 0]
-    return ids, scaled.gather(-1, ids[:, None])[:, 0] - upto[:, -1].log().float()
+    if missing := -scaled.shape[1] % _BLOCK:
+        scaled = torch.nn.functional.pad(scaled, (0, missing), value=-torch.inf)
+    blocks = scaled.reshape(len(scaled), -1, _BLOCK)
+    masses = blocks.exp().sum(-1)
+    count = blocks.shape[1]
+    which = (masses.log() + noise_BW[:, :count]).argmax(-1)
+    inner = (blocks[torch.arange(len(blocks), device=blocks.device), which] + noise_BW[:, count:]).argmax(-1)
+    ids = which * _BLOCK + inner
+    return ids, scaled.gather(-1, ids[:, None])[:, 0] - masses.sum(-1).log()

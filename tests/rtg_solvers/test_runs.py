@@ -232,8 +232,9 @@ def test_another_seed_plays_another_run(finished, tiny_folder: Path, tmp_path: P
 def test_a_null_run_learns_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     null = RLSettings(steps=1, dialogues_per_step=8, group_size=4, optimizer=OptimizerSettings(learning_rate=0.0))
     found = run_here(tiny_folder, tmp_path, rl=null).result
-    assert found.heldout_red_gain.low < 0.0 < found.heldout_red_gain.high
-    assert found.heldout_blue_gain.low < 0.0 < found.heldout_blue_gain.high
+    for gain in (found.heldout_red_gain, found.heldout_blue_gain):
+        assert gain.se > 0
+        assert abs(gain.mean) < 4 * gain.se  # a 95 % interval would fail for one seed in twenty
     assert found.cells[3] == found.cells[0]  # the newest red on the seeds of the base model
     assert found.oracle_gap.blue_gain.mean == 0.0  # blue's mixture is the base model
 

