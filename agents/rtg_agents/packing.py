@@ -51,7 +51,7 @@ def pack(sequences: Sequence[Sequence[int]], max_tokens: int) -> list[Pack]:
 
     Args:
         sequences: Token ids, none empty.
-        max_tokens: Aim at packs of at most this many nodes; a longer sequence gets one of its own.
+        max_tokens: Aim at packs of at most this many nodes; a longer sequence gets one of its own, with those equal to it.
     """
     order = sorted(range(len(sequences)), key=lambda index: tuple(sequences[index]))
     packs = []
@@ -60,7 +60,7 @@ def pack(sequences: Sequence[Sequence[int]], max_tokens: int) -> list[Pack]:
     for index in order:
         own = len(sequences[index])
         fresh = own - (common_prefix(sequences[open_[-1]], sequences[index]) if open_ else 0)
-        if open_ and size + fresh > max_tokens:
+        if open_ and fresh and size + fresh > max_tokens:
             packs.append(_built(sequences, open_))
             open_, size, fresh = [], 0, own
         open_.append(index)
