@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 _BLOCK: Final = 16
 _MAX_RIVALS: Final = 8
-"""Entries that are compared for one beginning."""
+"""Entries that are compared for one beginning, the latest ones."""
 
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 """Per layer: keys and values [heads, L, size] of one view."""
@@ -121,7 +122,7 @@ class _Entry:
     policy: Hashable
     ids: np.ndarray
     view: KeyValues
-    marks: list[int] = field(default_factory=list)
+    marks: list[int]
 
     @property
     def num_bytes(self) -> int:
@@ -139,7 +140,11 @@ class Views:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self._entries: OrderedDict[int, _Entry] = OrderedDict()
-        self._marks: dict[int, list[int]] = {}
+        # Dictionaries for their order and quick removal: a system prompt is the beginning of very many entries.
+        self._marks: dict[int, dict[int, None]] = {}
+        """Entries by each beginning of whole blocks."""
+        self._ends: dict[int, dict[int, None]] = {}
+        """Entries by their longest beginning of whole blocks."""
         self._next = 0
 
     def __len__(self) -> int:
@@ -149,17 +154,19 @@ class Views:
         """Forget everything."""
         self._entries.clear()
         self._marks.clear()
+        self._ends.clear()
         self.num_bytes = 0
 
     def find(self, policy: Hashable, ids: Sequence[int]) -> Found:
         """The longest known beginning of a prompt, one id of it left to be read (its logits are wanted).
 
-        Beginnings of fewer than 16 tokens are not looked for.
+        Beginnings of fewer than 16 tokens are not looked for. Where more than 8 entries have the same 16, 32, .. first
+        tokens of the prompt, the latest of them are compared: up to 15 tokens more than necessary are then read.
         """
         wanted = np.asarray(ids)
         best, found = 0, None
         for mark in reversed(_marks(policy, ids)):
-            for number in reversed(self._marks.get(mark, ())):
+            for number in islice(reversed(self._marks.get(mark, {})), _MAX_RIVALS):
                 entry = self._entries[number]
                 length = _agreement(entry.ids, wanted) if entry.policy == policy else 0
                 if length > best:
@@ -178,13 +185,11 @@ class Views:
         if not entry.marks or entry.num_bytes > self.max_bytes:
             return
         entry.view = [(keys.clone(), values.clone()) for keys, values in view]
-        for number in {rival for mark in entry.marks for rival in self._marks.get(mark, ())}:
+        for number in {earlier for mark in entry.marks for earlier in self._ends.get(mark, ())}:
             if self._contains(entry, self._entries[number]):
                 self._drop(number)
-        for mark in entry.marks:
-            rivals = self._marks.setdefault(mark, [])
-            rivals.append(self._next)
-            del rivals[:-_MAX_RIVALS]
+        for index, mark in self._places(entry):
+            index.setdefault(mark, {})[self._next] = None
         self._entries[self._next] = entry
         self._next += 1
         self.num_bytes += entry.num_bytes
@@ -197,12 +202,15 @@ class Views:
     def _drop(self, number: int) -> None:
         entry = self._entries.pop(number)
         self.num_bytes -= entry.num_bytes
-        for mark in entry.marks:
-            rivals = self._marks.get(mark, [])
-            if number in rivals:
-                rivals.remove(number)
-            if not rivals:
-                self._marks.pop(mark, None)
+        for index, mark in self._places(entry):
+            numbers = index.get(mark, {})
+            numbers.pop(number, None)
+            if not numbers:
+                index.pop(mark, None)
+
+    def _places(self, entry: _Entry) -> list[tuple[dict[int, dict[int, None]], int]]:
+        """Where an entry is listed."""
+        return [*((self._marks, mark) for mark in entry.marks), (self._ends, entry.marks[-1])]
 
 
 def _marks(policy: Hashable, ids: Sequence[int]) -> list[int]:
