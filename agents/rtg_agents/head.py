@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 _CHUNK_BYTES: Final = {"cpu": 16 << 20, "cuda": 512 << 20}
 """Logits in one go: on a CPU what stays in reach of its caches, on a GPU what keeps it busy."""
@@ -90,6 +91,7 @@ class _Heard(torch.autograd.Function):
         return logps, entropies
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         slopes, entropy_slopes = ctx.saved_tensors
         grad = grads[0][:, None].to(slopes.dtype) * slopes
@@ -128,8 +130,8 @@ def draw(
     Returns:
         Ids [B] and their log-probabilities [B] in the whole distribution.
     """
-    scaled = logits_BV.float() / temperatures_B[:, None]
-    scaled -= scaled.amax(-1, keepdim=True)
+    scaled = logits_BV.float() - logits_BV.amax(-1, keepdim=True)
+    scaled /= temperatures_B[:, None]  # of differences: at a low temperature the logits themselves would overflow
     if missing := -scaled.shape[1] % _BLOCK:
         scaled = torch.nn.functional.pad(scaled, (0, missing), value=-torch.inf)
     blocks = scaled.reshape(len(scaled), -1, _BLOCK)
