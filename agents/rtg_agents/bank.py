@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
@@ -47,7 +48,10 @@ class PolicyBank:
         self._slots: dict[str, int] = {BASE: 0}
         self._free: list[int] = []
         self._shape: dict[str, LoraSettings] = {}
-        self._seen: dict[str, tuple[float, int]] = {}
+        self._next_revision = count(1)
+        self._revisions: dict[str, int] = {BASE: 0}
+        self._seen: dict[str, float] = {}
+        """Checksums of the versions that are, or were, trained."""
         self._rank = 0
         self._capacity = 0
         self.layers: dict[str, BankLinear] = _wrapped(model, self._router)
@@ -117,6 +121,7 @@ class PolicyBank:
                     layer.down[slot, : shape.rank] = factors[name].down
                     layer.up[slot, : shape.rank] = factors[name].up.T
         self._slots[version], self._shape[version] = slot, shape
+        self._revisions[version] = next(self._next_revision)
 
     def check_new(self, version: str) -> None:
         """Refuse a name that is taken, or that PEFT could not carry.
@@ -140,7 +145,7 @@ class PolicyBank:
             raise PolicyError("expected a policy to drop, got the base, which stays")
         for layer in self.layers.values():
             layer.trained.pop(version, None)
-        del self._slots[version], self._shape[version]
+        del self._slots[version], self._shape[version], self._revisions[version]
         self._seen.pop(version, None)
         self._free.append(slot)
 
@@ -164,6 +169,9 @@ class PolicyBank:
         """
         route = Route([self.slot(version) for version in versions], self._scalings(), self.device)
         route.trained = {self._adapter(version): version for version in trained}
+        for version in trained:
+            if version not in self._seen:
+                self.parameters(version)
         return route
 
     @contextmanager
@@ -223,33 +231,31 @@ class PolicyBank:
             own = layer.trained[version]
             found[f"{name}.lora_A.weight"] = cast("nn.Parameter", own.down)
             found[f"{name}.lora_B.weight"] = cast("nn.Parameter", own.up)
-        self._seen.setdefault(version, (math.nan, 0))
+        self._seen.setdefault(version, math.nan)
         return found
 
     def refresh(self, versions: Sequence[str]) -> tuple[int, ...]:
         """Bring the stacks up to date with what was trained.
 
         Returns:
-            The revision of each version: it differs whenever the version's values differ. Caches of what a version
-            computed are good for one revision.
+            The revision of each version: it differs whenever the version's values differ, and from those of all others,
+            dropped ones of the same name among them. Caches of what a version computed are good for one revision.
         """
         return tuple(self._revision(version) for version in versions)
 
     def _revision(self, version: str) -> int:
+        self.slot(version)
         if version not in self._seen:
-            self.slot(version)
-            return 0
+            return self._revisions[version]
         tensors = [tensor.detach() for tensor in self.parameters(version).values()]
         norms = torch.stack(torch._foreach_norm(tensors)).double()
         sums = torch.stack([tensor.sum() for tensor in tensors]).double()
         weights = torch.arange(1, len(tensors) + 1, dtype=torch.float64, device=sums.device)
         mark = float((norms * weights).sum() + (sums * weights.flip(0)).sum())
-        before, revision = self._seen[version]
-        if mark != before:
-            revision += 1
-            self._seen[version] = mark, revision
+        if mark != self._seen[version]:
+            self._seen[version], self._revisions[version] = mark, next(self._next_revision)
             self._publish(version)
-        return revision
+        return self._revisions[version]
 
     def _publish(self, version: str) -> None:
         slot, rank = self._slots[version], self._shape[version].rank

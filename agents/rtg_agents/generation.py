@@ -202,9 +202,10 @@ class Reader:
         rows.place(columns, width)
         ids = torch.tensor([[*new, *[0] * (longest - len(new))] for new in fresh], device=device)
         sees = torch.arange(width, device=device) <= columns[:, :, None]
-        with self._bank.routed(self._bank.route([jobs[indices[0]].version for _, indices, _ in items])):
-            hidden = self._forward.hidden(ids, columns, sees, rows)
         last = torch.tensor([len(new) - 1 for new in fresh], device=device)
+        positions = torch.minimum(columns, (known + last)[:, None])  # what is padded must not leave the model's context
+        with self._bank.routed(self._bank.route([jobs[indices[0]].version for _, indices, _ in items])):
+            hidden = self._forward.hidden(ids, positions, sees, rows)
         logits = self._forward.logits(hidden[torch.arange(len(items), device=device), last])
         for row, (_, indices, _) in enumerate(items):
             for index in indices:

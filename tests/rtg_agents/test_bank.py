@@ -196,6 +196,26 @@ def test_revisions_tell_values_apart() -> None:
     assert [before != after for before, after in zip(first, second, strict=True)] == [True, False, False, False]
 
 
+def test_a_name_that_is_given_anew_has_a_new_revision() -> None:
+    bank, found = bank_of(1), []
+    for trained in (False, True, False, True):
+        bank.copy("p0", "other")
+        if trained:
+            shake(bank, "other", 5)
+        found += bank.refresh(["other"])
+        bank.drop("other")
+    assert len(set(found)) == 4
+    with pytest.raises(PolicyError, match="add it first"):
+        bank.refresh(["other"])
+
+
+def test_gradients_reach_parameters_that_nobody_has_asked_for_yet() -> None:
+    bank = PolicyBank(tiny_model(), LoraSettings(rank=4))
+    bank.create("p0", seed=0)
+    logits(bank, some_ids(1), ["p0"], ("p0",)).sum().backward()
+    assert all(parameter.grad is not None for parameter in bank.parameters("p0").values())
+
+
 def test_a_bank_in_two_bytes_trains_in_four() -> None:
     model = tiny_model().to(torch.bfloat16)
     bank = PolicyBank(model, LoraSettings(rank=4, alpha=8.0))
