@@ -354,7 +354,8 @@ class _Part:
 def _assembled(sequences: Sequence[TokenSequence], parts: Sequence[_Part], *, entropy: bool, hidden: bool) -> Evaluated:
     width = max((sequence.num_sampled for sequence in sequences), default=0)
     if not parts:
-        return Evaluated(torch.zeros(0, 0), torch.zeros(0, 0))
+        none = torch.zeros(0, 0)
+        return Evaluated(none, none, none if entropy else None, torch.zeros(0, 0, 0) if hidden else None)
     device = parts[0].logps.device
     index = (
         torch.tensor([owner for part in parts for owner in part.owners], device=device),
