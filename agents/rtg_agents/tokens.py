@@ -61,7 +61,8 @@ class ChatEncoder:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def plain(self, text: str) -> list[int]:
-        """Ids of a text, in which nothing is a control token."""
+        """Ids of a text, in which nothing is a control token; half of a surrogate pair becomes a replacement character."""
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # tokenizers take no such halves
         return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _template(self, roles: tuple[str, ...]) -> _Template:

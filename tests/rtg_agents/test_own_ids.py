@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rtg_agents.policy import ChatMessage, with_own_ids
@@ -77,6 +77,7 @@ def test_a_text_that_ends_as_the_template_closes_loses_nothing() -> None:
     st.lists(st.tuples(ANY_TEXT, st.lists(st.integers(0, 258), min_size=1, max_size=6)), min_size=1, max_size=4),
     st.sampled_from([(), (ChatMessage("system", "Be brief."),)]),
 )
+@example([("\ud800", [A])], ())
 def test_any_prompt_begins_with_the_one_before_it_and_what_was_sampled_then(turns, system) -> None:
     chat, messages, view = encoder(), [*system], []
     for text, ids in turns:
@@ -88,6 +89,15 @@ def test_any_prompt_begins_with_the_one_before_it_and_what_was_sampled_then(turn
         assert added.count(START) == 2 + (len(messages) == 2 and bool(system))
         view = [*prompt, *ids]
         messages.append(ChatMessage("assistant", "what the others heard", tuple(ids)))
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [("a\ud800b", "a\ufffdb"), ("\udc00", "\ufffd"), ("\ud83d\ude42", "\U0001f642"), ("\ufeffa", "\ufeffa")],
+)
+def test_halves_of_surrogate_pairs_are_read_as_replacement_characters(chat: ChatEncoder, typed: str, read: str) -> None:
+    assert chat.plain(typed) == chat.plain(read)
+    assert chat.decode(chat.plain(typed)) == read
 
 
 # Templates that do not keep what came before
