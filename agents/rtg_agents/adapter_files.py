@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -31,8 +33,19 @@ _PLAIN: Final[Mapping[str, tuple[object, ...]]] = {
     "layer_replication": (None, []),
     "target_parameters": (None, []),
     "trainable_token_indices": (None, [], {}),
+    "use_qalora": (False, None),
+    "alora_invocation_tokens": (None,),
+    "velora_config": (None,),
+    "monteclora_config": (None,),
+    "use_bdlora": (None,),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    # The other ways of PEFT to begin change the base model's weights: the factors alone are another policy.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
 }
 """What a config may say: anything else is not a sum of low-rank updates of linear layers."""
+
+_MAX_CONFIG_BYTES: Final = 1 << 20
 
 
 def write_adapter(
@@ -82,23 +95,37 @@ def read_adapter(bank: PolicyBank, folder: Path, *, model_id: str) -> tuple[dict
     if not (folder / _FILE).is_file():
         raise ModelError(f"expected {_FILE} in {folder}, it is not there (other formats are never loaded)")
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / _FILE)
-        for key, allowed in _PLAIN.items():
-            if config.get(key, allowed[0]) not in allowed:
-                raise ModelError(f"{key} is {config[key]!r}, only plain LoRA of linear layers is supported")
-        return _factors(bank, config, tensors)
+        return _factors(bank, _plain_config(folder / _CONFIG), load_file(folder / _FILE))
     except (
         OSError,
         ValueError,
         RuntimeError,
-        KeyError,
         TypeError,
-        AttributeError,
+        ArithmeticError,
+        re.error,
         SafetensorError,
         ModelError,
     ) as error:
         raise ModelError(f"expected an adapter of {model_id} in {folder}, it does not fit: {error}") from error
+
+
+def _plain_config(path: Path) -> Mapping[str, Any]:
+    """A config that says plain LoRA of linear layers."""
+    if (size := path.stat().st_size) > _MAX_CONFIG_BYTES:
+        raise ModelError(f"{path.name} has {size} bytes, at most {_MAX_CONFIG_BYTES} are read")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ModelError(f"{path.name} holds no JSON object but {type(config).__name__}")
+    for key, allowed in _PLAIN.items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise ModelError(f"{key} is {config[key]!r}, only plain LoRA of linear layers is supported")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(config.get(key), int | float):
+            raise ModelError(f"{key} is {config.get(key)!r}, a number is needed")
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(config.get(key) or {}, dict):
+            raise ModelError(f"{key} is {config[key]!r}, an object of numbers is needed")
+    return config
 
 
 def _factors(
@@ -109,33 +136,49 @@ def _factors(
         layer, _, which = name.removeprefix(_PREFIX).rpartition(".lora_")
         if not name.startswith(_PREFIX) or which not in ("A.weight", "B.weight") or layer not in bank.layers:
             raise ModelError(f"{name} is no factor of one of its linear layers")
-        if not torch.isfinite(tensor).all():
-            raise ModelError(f"{name} holds NaN or infinity")
+        if not tensor.is_floating_point():
+            raise ModelError(f"{name} holds {tensor.dtype}, floating-point numbers are needed")
         found.setdefault(layer, {})[which[0]] = tensor.float()
     if not found:
         raise ModelError("it holds no factors")
-    shape = LoraSettings(rank=max(own["A"].shape[0] for own in found.values()), alpha=_alpha(config, ""))
+    ranks = {layer: _checked_rank(bank, config, layer, own) for layer, own in found.items()}
+    shape = LoraSettings(rank=max(ranks.values()), alpha=_setting(config, "alpha_pattern", "lora_alpha", ""))
     factors = {}
     for layer, own in found.items():
-        rank = own["A"].shape[0]
         # One scaling per version: what a layer scales differently goes into its second factor.
-        ratio = _scaling(config, layer, rank) / (shape.alpha / shape.rank)
-        missing = shape.rank - rank
+        ratio = _scaling(config, layer, ranks[layer]) / (shape.alpha / shape.rank)
+        missing = shape.rank - ranks[layer]
         down = torch.nn.functional.pad(own["A"], (0, 0, 0, missing))
         up = torch.nn.functional.pad(own["B"], (0, missing))
         factors[layer] = Factors(down, up if ratio == 1.0 else up * ratio)
+        if not (torch.isfinite(factors[layer].down).all() and torch.isfinite(factors[layer].up).all()):
+            raise ModelError(f"the factors of {layer}, scaled by {ratio:g}, hold NaN or infinity")
     return factors, shape
 
 
+def _checked_rank(bank: PolicyBank, config: Mapping[str, Any], layer: str, own: Mapping[str, torch.Tensor]) -> int:
+    """The rank that a config gives a layer, which must be that of both factors."""
+    rank = int(_setting(config, "rank_pattern", "r", layer))
+    wide, tall = bank.layers[layer].size
+    for which, size in (("A", (rank, wide)), ("B", (tall, rank))):
+        if which not in own:
+            raise ModelError(f"lora_{which} of {layer} is missing")
+        if own[which].shape != size:
+            raise ModelError(f"lora_{which} of {layer} has shape {list(own[which].shape)}, not {list(size)}")
+    return rank
+
+
 def _scaling(config: Mapping[str, Any], layer: str, rank: int) -> float:
-    return _alpha(config, layer) / (rank**0.5 if config.get("use_rslora") else rank)
+    alpha = _setting(config, "alpha_pattern", "lora_alpha", layer)
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _alpha(config: Mapping[str, Any], layer: str) -> float:
+def _setting(config: Mapping[str, Any], patterns: str, default: str, layer: str) -> float:
+    """What a config says of one layer: under the first pattern that its name fits, otherwise for all."""
     from peft.utils.other import get_pattern_key
 
-    patterns: dict[str, float] = config.get("alpha_pattern") or {}
-    return float(patterns.get(get_pattern_key(list(patterns), layer), config["lora_alpha"]))
+    special: Mapping[str, float] = config.get(patterns) or {}
+    return float(special.get(get_pattern_key(list(special), layer), config[default]))
 
 
 def _config(bank: PolicyBank, shape: LoraSettings, model_id: str) -> Any:
