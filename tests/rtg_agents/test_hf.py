@@ -274,6 +274,19 @@ def test_unknown_versions_and_taken_names_are_refused(backend: TorchBackend) -> 
         backend.create("red_03@v1", seed=1)
 
 
+def test_a_version_that_takes_a_dropped_one_s_name_reads_its_prompts_anew(pair: TorchBackend, tmp_path) -> None:
+    asked = request("hello", 1, "new")
+    for source in ("red_03@v1", "blue_01@v1"):
+        pair.save_adapter(source, tmp_path / source)
+    pair.load_adapter("new", tmp_path / "red_03@v1")
+    pair.generate([asked])
+    pair.drop("new")
+    pair.load_adapter("new", tmp_path / "blue_01@v1")
+    found, expected = pair.generate([asked, replace(asked, policy="blue_01@v1")])
+    assert found.token_ids == expected.token_ids
+    assert found.logps == pytest.approx(expected.logps, abs=1e-4)
+
+
 def test_a_prompt_beyond_the_context_is_refused_with_its_length(backend: TorchBackend) -> None:
     with pytest.raises(PolicyError, match="at most 2048 tokens"):
         backend.generate([request("x" * 3000, 1)])
