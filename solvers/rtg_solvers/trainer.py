@@ -7,8 +7,10 @@ them (the gradient norm, the optimizer, the totals that a loss is divided by) is
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from rtg_agents.hf import Evaluated, TorchBackend
 from rtg_agents.policy import TokenSequence
-from rtg_env.errors import PolicyError, RunError
+from rtg_env.errors import ConfigError, PolicyError, RunError
 from rtg_solvers.optimizer import OptimizerSettings
 
 _LOG = logging.getLogger(__name__)
@@ -51,6 +53,15 @@ class StepFigures:
     """Before clipping."""
 
 
+class _Checkpoint(NamedTuple):
+    """What `Trainer.save` wrote, found to fit."""
+
+    steps_done: int
+    updates: dict[str, int]
+    streams: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+
 class Trainer:
     """Trains policies of a backend.
 
@@ -58,7 +69,8 @@ class Trainer:
         backend: Holds them; everything else in it stays frozen.
         versions: Which ones.
         settings: Of the optimizer.
-        values: Whether each policy gets a value head, a linear map of the last hidden state (PPO).
+        values: Whether each policy gets a value head, a linear map of the last hidden state (PPO); the values of
+            sequences of others, such as references, are 0.
         generators: Random generators whose state is saved and restored along with the optimizer's.
     """
 
@@ -76,11 +88,12 @@ class Trainer:
         self._values = values
         self._generators = dict(generators or {})
         self._parameters = {version: dict(backend.parameters(version)) for version in versions}
+        self._no_head: dict[str, torch.Tensor] = {}
         if values:
-            size, device = int(backend.bank.model.config.hidden_size), backend.bank.device
+            shapes = {"value.weight": int(backend.bank.model.config.hidden_size), "value.bias": 1}
+            self._no_head = {name: torch.zeros(size, device=backend.bank.device) for name, size in shapes.items()}
             for own in self._parameters.values():
-                own["value.weight"] = torch.nn.Parameter(torch.zeros(size, device=device))
-                own["value.bias"] = torch.nn.Parameter(torch.zeros(1, device=device))
+                own.update({name: torch.nn.Parameter(zeros.clone()) for name, zeros in self._no_head.items()})
         self._optimizers = {
             version: torch.optim.AdamW(
                 list(own.values()), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -102,14 +115,17 @@ class Trainer:
         Args:
             sequences: Of all policies; leave out what adds nothing to a loss.
             objective: What each adds.
-            units: Places that must meet in one micro-batch, such as the pairs of a preference loss; default: none.
+            units: Places that must meet in one micro-batch, such as the pairs of a preference loss; places in none
+                stand alone.
             entropy: Whether the objective reads entropies.
 
         Returns:
             Figures by version, of those that had sequences.
 
         Raises:
-            PolicyError: If no sequence is of a policy in training.
+            PolicyError: If no sequence is of a policy in training, or a loss or gradient is not finite: then no
+                policy has moved.
+            ConfigError: If a place is in two units.
         """
         trained = [version for version in self._parameters if any(s.policy == version for s in sequences)]
         if sequences and not trained:
@@ -118,15 +134,24 @@ class Trainer:
             self._optimizers[version].zero_grad(set_to_none=True)
         losses = dict.fromkeys(trained, 0.0)
         with self._backend.bank.checkpointed() if self._settings.checkpointing else nullcontext():
-            for places in self._micro_batches(sequences, units or [[place] for place in range(len(sequences))]):
+            for places in self._micro_batches(sequences, _all_units(len(sequences), units or ())):
                 chosen = [sequences[place] for place in places]
                 said = self._backend.evaluate(chosen, trained=trained, entropy=entropy, hidden=self._values)
                 loss_S = objective(self._with_values(said, chosen), places)
-                loss_S.sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
+                if any(sequence.policy in losses for sequence in chosen):
+                    loss_S.sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
                 for sequence, loss in zip(chosen, loss_S.tolist(), strict=True):
                     if sequence.policy in losses:
                         losses[sequence.policy] += loss
-        figures = {version: StepFigures(losses[version], self._update(version)) for version in trained}
+        figures = {version: StepFigures(losses[version], self._clipped(version)) for version in trained}
+        for version, figure in figures.items():
+            if not math.isfinite(figure.loss + figure.grad_norm):
+                raise PolicyError(
+                    f"expected a finite loss and gradient of {version} in step {self.steps_done}, got {figure}; "
+                    "nothing was changed: look for rewards that are not finite, or lower the learning rate"
+                )
+        for version in trained:
+            self._update(version)
         self.steps_done += 1
         return figures
 
@@ -145,27 +170,33 @@ class Trainer:
     def _with_values(self, said: Evaluated, sequences: Sequence[TokenSequence]) -> Evaluated:
         if not self._values or said.hidden is None:
             return said
-        heads = [self._parameters[sequence.policy] for sequence in sequences]
+        heads = [self._parameters.get(sequence.policy, self._no_head) for sequence in sequences]
         weights = torch.stack([own["value.weight"] for own in heads])
         biases = torch.stack([own["value.bias"] for own in heads])
         values = torch.einsum("sth,sh->st", said.hidden.float(), weights) + biases
         return replace(said, values=values * said.mask)
 
-    def _update(self, version: str) -> float:
+    def _clipped(self, version: str) -> float:
         own = list(self._parameters[version].values())
-        norm = float(torch.nn.utils.clip_grad_norm_(own, self._settings.max_grad_norm))
+        return float(torch.nn.utils.clip_grad_norm_(own, self._settings.max_grad_norm))
+
+    def _update(self, version: str) -> None:
         for group in self._optimizers[version].param_groups:
             group["lr"] = self._settings.rate(self.steps_done)
         self._optimizers[version].step()
-        return norm
 
     # Save and resume
 
     def save(self, folder: Path) -> None:
-        """Write parameters, optimizers and generators; the folder is complete or as it was before."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        """Write parameters, optimizers and generators; the folder is complete or as it was before.
+
+        Raises:
+            RunError: If it cannot be written.
+        """
+        scratch: Path | None = None
         try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
             save_file(self._tensors(), scratch / _TENSORS)
             state = {
                 "steps_done": self.steps_done,
@@ -184,7 +215,8 @@ class Trainer:
                 f"expected to write a checkpoint into {folder}: {error}; free space and run the same command again"
             ) from error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
 
     def resume(self, folder: Path) -> bool:
         """Go on from a checkpoint, exactly; False if there is none, or it is damaged: training then begins anew.
@@ -194,33 +226,34 @@ class Trainer:
         old = folder.with_name(f".{folder.name}-old")
         if not folder.exists() and old.exists():
             os.replace(old, folder)
-        if not (folder / _STATE).is_file():
+        if not folder.exists():
             return False
         try:
-            state = json.loads((folder / _STATE).read_text())
-            tensors = load_file(folder / _TENSORS, device=str(self._backend.bank.device))
-            steps_done = int(state["steps_done"])
-            updates = {version: int(state["updates"][version]) for version in self._parameters}
-            streams = {name: state["generators"][name] for name in self._generators}
-            wanted = [f"parameter/{version}/{name}" for version, own in self._parameters.items() for name in own]
-            wanted += [
-                f"{moment}/{version}/{name}"
-                for version, own in self._parameters.items()
-                if updates[version]
-                for name in own
-                for moment in _MOMENTS
-            ]
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            found = self._read(folder)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
             _LOG.warning("%s is damaged (%s): training begins anew, played dialogues are kept", folder, error)
             return False
-        if missing := [name for name in wanted if name not in tensors]:
-            _LOG.warning("%s lacks %s: training begins anew, played dialogues are kept", folder, missing[0])
-            return False
-        self._restore(tensors, updates)
+        self._restore(found.tensors, found.updates)
         for name, rng in self._generators.items():
-            rng.bit_generator.state = streams[name]
-        self.steps_done = steps_done
+            rng.bit_generator.state = found.streams[name]
+        self.steps_done = found.steps_done
         return True
+
+    def _read(self, folder: Path) -> _Checkpoint:
+        """A checkpoint, all of it checked before anything is taken over."""
+        state = json.loads((folder / _STATE).read_text())
+        tensors = load_file(folder / _TENSORS, device=str(self._backend.bank.device))
+        updates = {version: int(state["updates"][version]) for version in self._parameters}
+        streams = {name: state["generators"][name] for name in self._generators}
+        for name, rng in self._generators.items():
+            copy.deepcopy(rng.bit_generator).state = streams[name]
+        for version, own in self._parameters.items():
+            for name, parameter in own.items():
+                for kind in ("parameter", *(_MOMENTS if updates[version] else ())):
+                    tensor = tensors.get(f"{kind}/{version}/{name}")
+                    if tensor is None or tensor.shape != parameter.shape:
+                        raise ValueError(f"it lacks {kind}/{version}/{name} of shape {list(parameter.shape)}")
+        return _Checkpoint(int(state["steps_done"]), updates, streams, tensors)
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {}
@@ -252,3 +285,11 @@ class Trainer:
             next(iter(self._parameters[version].values())), {}
         )
         return int(state["step"]) if state else 0
+
+
+def _all_units(count: int, units: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The units, and one of its own for each other place."""
+    named = [place for unit in units for place in unit]
+    if len(set(named)) != len(named):
+        raise ConfigError(f"expected each place in one unit at most, got {[list(unit) for unit in units]}")
+    return [*units, *([place] for place in sorted(set(range(count)).difference(named)))]
