@@ -14,32 +14,19 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rtg_env import Case, DialogueBatch, GameConfig, Verdict, env, goals, raw_env
+from timing import Bar, ConstantJudge, finish
+
+from rtg_env import DialogueBatch, GameConfig, env, goals, raw_env
 from rtg_env.rules import Deal
 
 LENGTHS = (64, 1000)
 EXCHANGES = (3, 10)
-_VERDICT = Verdict(harm=0.5, refusal=0.0, helpful=0.5, judge_id="constant")
-
-
-class ConstantJudge:
-    """Costs nothing."""
-
-    judge_id = "constant"
-
-    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
-        """The same verdict for every case."""
-        return [_VERDICT] * len(cases)
-
 
 Play = Callable[[], int]
 """Plays one dialogue and returns its steps."""
@@ -203,21 +190,13 @@ def main() -> None:
     bars = []
     for row in figures:
         where = f"{row['exchanges']} exchanges, {row['chars']} chars"
-        bars.append((f"env : TextArena raw, {where}", row["vs_textarena_raw"], 0.4, True))
-        bars.append((f"env : TextArena history, {where}", row["vs_textarena_history"], 1.0, True))
-        bars.append((f"env : PettingZoo wrappers, {where}", row["vs_wrappers"], 4.0, True))
-    bars.append(("batch turn : single step", many["vs_single_env"], 1.0, False))
-    bars.append(("cost per turn, 32 : 2 exchanges", many["growth_2_to_32"], 1.15, False))
-    missed = False
-    for name, value, bar, at_least in bars:
-        holds = value >= bar if at_least else value <= bar
-        missed |= not holds
-        print(f"{name:48s} {value:7.2f}  ({'at least' if at_least else 'at most'} {bar}) {'' if holds else 'MISSED'}")
-    if options.out:
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}"
-        record = {"machine": machine, "rounds": options.rounds, "single": figures, "batched": many}
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    raise SystemExit(1 if options.check and missed else 0)
+        bars.append(Bar(f"env : TextArena raw, {where}", row["vs_textarena_raw"], 0.4))
+        bars.append(Bar(f"env : TextArena history, {where}", row["vs_textarena_history"], 1.0))
+        bars.append(Bar(f"env : PettingZoo wrappers, {where}", row["vs_wrappers"], 4.0))
+    bars.append(Bar("batch turn : single step", many["vs_single_env"], 1.0, at_least=False))
+    bars.append(Bar("cost per turn, 32 : 2 exchanges", many["growth_2_to_32"], 1.15, at_least=False))
+    record = {"rounds": options.rounds, "single": figures, "batched": many}
+    finish(record, bars, out=options.out, check=options.check)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """What a population costs: the policy bank beside the bare model, PEFT and the obvious ways to do the same.
 
     python benchmarks/policy_bank.py --check --out benchmarks/results/policy_bank.json          # a CPU, about 40 minutes
-    python benchmarks/policy_bank.py --device cuda --shape 1b --out policy_bank_cuda.json       # a GPU, random weights
+    python benchmarks/policy_bank.py --device cuda --shape 1b,8b --out policy_bank_cuda.json    # a GPU, random weights
 
 SmolLM2-135M on a CPU. Variants take turns within one process; figures are medians over rounds of the ratio within a
 round, because absolute times depend on the machine and on what else it does. Sections: `--only decode,train,..`.
-The plain ways are in `plain_ways.py`.
+The plain ways are in `plain_ways.py`, the large shapes in `random_models.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -25,12 +23,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import plain_ways
 import torch
+from bank_parts import Decoder, fill, shares, versions
+from timing import Bar, ConstantJudge, finish, medians, ratio, rounds_of, seconds
 
 from rtg_agents import BASE, BackendPolicy, ChatMessage, Request, Sampling, TokenSequence, TorchBackend, resolve_model
-from rtg_agents.generation import Job, Reader, _Batch
+from rtg_agents.generation import Job, Reader
 from rtg_agents.kv import Views
 from rtg_agents.prompting import blue_view, red_view
-from rtg_env import Case, Exchange, GameConfig, Verdict, goals
+from rtg_env import Case, Exchange, GameConfig, goals
 from rtg_env.goals import Goal
 from rtg_env.judges import Judge, OfflineJudge
 from rtg_env.rules import Deal
@@ -48,107 +48,11 @@ ROWS = 64
 PROMPT = 32
 
 
-class Bar:
-    """A ratio with what is asked of it."""
-
-    def __init__(self, name: str, value: float, bar: float, *, at_least: bool = True) -> None:
-        self.name, self.value, self.bar, self.at_least = name, value, bar, at_least
-
-    @property
-    def holds(self) -> bool:
-        """Whether it is met."""
-        return self.value >= self.bar if self.at_least else self.value <= self.bar
-
-    def __str__(self) -> str:
-        sense = "at least" if self.at_least else "at most"
-        return f"{self.name:72s} {self.value:7.2f}  ({sense} {self.bar}) {'' if self.holds else 'MISSED'}"
-
-
 class Section(NamedTuple):
     """What one part of the benchmark found."""
 
     figures: dict[str, Any]
     bars: list[Bar]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
-
-
-def rounds_of(variants: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Seconds of each variant, round by round, interleaved; one round before is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(count + 1):
-        for name, work in variants.items():
-            spent = seconds(work)
-            if number:
-                times[name].append(spent)
-    return times
-
-
-def ratio(times: dict[str, list[float]], over: str, under: str) -> float:
-    """Median over rounds of the time of `over` by that of `under`."""
-    return statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
-
-
-def medians(times: dict[str, list[float]]) -> dict[str, float]:
-    """Median seconds by variant."""
-    return {name: round(statistics.median(values), 4) for name, values in times.items()}
-
-
-def versions(count: int) -> list[str]:
-    """Names of policies."""
-    return [f"red_{index:02d}@v1" for index in range(count)]
-
-
-def filled(backend: TorchBackend, count: int, *, size: float = 0.02) -> None:
-    """Add policies that differ."""
-    for index, version in enumerate(versions(count)):
-        backend.create(version, seed=index)
-        generator = torch.Generator().manual_seed(index)
-        with torch.no_grad():
-            for parameter in backend.parameters(version).values():
-                parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter.device))
-
-
-def shares(counts: Sequence[int]) -> list[str]:
-    """Policy of each row."""
-    return [version for version, count in zip(versions(len(counts)), counts, strict=True) for _ in range(count)]
-
-
-class Decoder:
-    """Decodes rows whose prompts were read before: the part of generation that repeats."""
-
-    def __init__(self, backend: TorchBackend, who: Sequence[str], tokens: int) -> None:
-        rng = np.random.default_rng(0)
-        self.jobs = [
-            Job(
-                version=version,
-                key=version,
-                prompt=tuple(int(token) for token in rng.integers(3, 20_000, PROMPT)),
-                temperature=1.0,
-                max_new_tokens=tokens + 2,
-                seed=index,
-            )
-            for index, version in enumerate(who)
-        ]
-        self._tokens = tokens
-        self._batch = _Batch(backend.bank, backend.forward, len(who), PROMPT + tokens + 2)
-        reader = Reader(backend.bank, backend.forward, Views(0), max_tokens=4096, pack_tokens=256)
-        with torch.no_grad():
-            reader.read(self.jobs, lambda index, rows, place, _: self._batch.seat(index, self.jobs[index], rows, place))
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        """The same tokens again, from the same prompts."""
-        batch = self._batch
-        for row, job in enumerate(self.jobs):
-            batch._lengths[row] = len(job.prompt)
-        for _ in range(self._tokens):
-            batch.draw(range(batch.height), batch.forward())
 
 
 class Smol:
@@ -161,7 +65,7 @@ class Smol:
     def __init__(self, folder: Path) -> None:
         self.base = resolve_model("smollm2-135m")
         self.backend = TorchBackend.load(self.base, model_id="smollm2-135m")
-        filled(self.backend, NUM_POLICIES)
+        fill(self.backend, NUM_POLICIES)
         self._folder = folder
         self._peft: Any = None
 
@@ -184,9 +88,9 @@ def decode(smol: Smol, rounds: int) -> Section:
     times = rounds_of(
         {
             "bare base": plain_ways.decoder(plain_ways.load(smol.base), ROWS, PROMPT, tokens),
-            "bank, base rows": Decoder(smol.backend, [BASE] * ROWS, tokens),
-            "bank, equal": Decoder(smol.backend, equal, tokens),
-            "bank, skewed": Decoder(smol.backend, skewed, tokens),
+            "bank, base rows": Decoder(smol.backend, [BASE] * ROWS, tokens, prompt=PROMPT, highest_id=20_000),
+            "bank, equal": Decoder(smol.backend, equal, tokens, prompt=PROMPT, highest_id=20_000),
+            "bank, skewed": Decoder(smol.backend, skewed, tokens, prompt=PROMPT, highest_id=20_000),
             "peft, equal": plain_ways.decoder(smol.peft, ROWS, PROMPT, tokens, equal),
             "peft, skewed": plain_ways.decoder(smol.peft, ROWS, PROMPT, tokens, skewed),
         },
@@ -253,16 +157,6 @@ def prefill(smol: Smol, rounds: int) -> Section:
     times = rounds_of({"once": once, "repeated": repeated}, rounds)
     bars = [Bar("prompts of k = 5 responses, repeated rows : bank", ratio(times, "repeated", "once"), 3.0)]
     return Section({"seconds": medians(times)}, bars)
-
-
-class ConstantJudge:
-    """Costs nothing."""
-
-    judge_id = "constant"
-
-    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
-        """The same verdict for every case."""
-        return [Verdict(harm=0.5, refusal=0.0, helpful=0.5, judge_id="constant")] * len(cases)
 
 
 class Dialogues:
@@ -510,6 +404,19 @@ SECTIONS: dict[str, Callable[[Smol, int], Section]] = {
 }
 
 
+def large(shapes: Sequence[str], device: str, rounds: int) -> dict[str, Any]:
+    """Random weights of published shapes, against the limits of the machine."""
+    import random_models
+
+    cuda = torch.device(device).type == "cuda"
+    wait = torch.cuda.synchronize if cuda else lambda: None
+    found: dict[str, Any] = {"device": torch.cuda.get_device_name() if cuda else device}
+    for shape in shapes:
+        found[shape] = random_models.measure(shape, device, rounds, lambda work: seconds(work, wait))
+        print(f"{shape}: {json.dumps(found[shape])}", flush=True)
+    return found
+
+
 def main() -> None:
     """Print times, then ratios with their bars."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -517,7 +424,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--device", default="cpu", help="cuda measures random weights of --shape there")
+    parser.add_argument("--shape", help="shapes for random weights, separated by commas: tiny, 1b, 3b, 8b")
     options = parser.parse_args()
+    record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": options.rounds}
+    if options.shape or options.device != "cpu":
+        record["sections"] = large((options.shape or "1b,8b").split(","), options.device, options.rounds)
+        finish(record, [], out=options.out, check=False)
     bars: list[Bar] = []
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -526,19 +439,13 @@ def main() -> None:
             section = SECTIONS[name](smol, options.rounds)
             found[name], bars = section.figures, bars + section.bars
             print(f"{name}: {json.dumps(section.figures)}", flush=True)
-    for bar in bars:
-        print(bar)
-    if options.out:
-        record = {
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "rounds": options.rounds,
-            "sections": found,
-            "ratios": {bar.name: {"value": round(bar.value, 3), "bar": bar.bar, "holds": bar.holds} for bar in bars},
-        }
-        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    raise SystemExit(1 if options.check and not all(bar.holds for bar in bars) else 0)
+    record = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "rounds": options.rounds,
+        "sections": found,
+    }
+    finish(record, bars, out=options.out, check=options.check)
 
 
 if __name__ == "__main__":

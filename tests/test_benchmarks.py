@@ -1,0 +1,41 @@
+"""Benchmarks that are run elsewhere, tried at a size that any machine has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+def time_of(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def test_large_shapes_are_measured_by_code_that_runs_at_a_tiny_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import random_models
+
+    found = random_models.measure("tiny", "cpu", 1, time_of)
+    # Embedding (shared with the head) 1024 x 128; per layer q, o 128 x 128, k, v 128 x 64, three of 128 x 256, two norms.
+    assert found["parameters"] == 1024 * 128 + 2 * (2 * 128**2 + 2 * 128 * 64 + 3 * 128 * 256 + 2 * 128) + 128
+    (decode,) = found["decode"]
+    assert 0 < decode["floor : step"] < 1
+    assert decode["tokens_per_s"] > 0
+    assert 0 < found["train"]["share of the matmul rate"] < 1
+
+
+def test_the_floor_of_decoding_counts_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import random_models
+
+    backend = random_models.random_backend("tiny", "cpu", policies=3)
+    few, more = (random_models.floor_bytes(backend, rows, 10) for rows in (1, 3))
+    assert more - few == 2 * 10 * (2 * 2 * 2 * 32 * 4)  # rows, tokens, keys and values of 2 layers, 2 heads, 32 floats
+    weights = 4 * sum(p.numel() for p in backend.bank.model.parameters())
+    slots = len(next(iter(backend.bank.layers.values())).down)
+    factors = 16 * 2 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 256))
+    assert few == weights + 4 * slots * factors + 10 * (2 * 2 * 2 * 32 * 4)
