@@ -101,7 +101,7 @@ class TorchBackend:
     @classmethod
     def load(
         cls,
-        folder: Path,
+        folder: str | Path,
         *,
         model_id: str,
         lora: LoraSettings | None = None,
@@ -117,6 +117,7 @@ class TorchBackend:
             import transformers
         except ImportError as error:
             raise MissingExtraError("transformers", "llm") from error
+        folder = Path(folder)
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         try:
             with quiet_transformers():
@@ -144,16 +145,16 @@ class TorchBackend:
         """Add a fresh policy: A is drawn from `seed`, B is zero, so that it starts as the base policy."""
         self.bank.create(version, seed=seed)
 
-    def load_adapter(self, version: str, folder: Path) -> None:
+    def load_adapter(self, version: str, folder: str | Path) -> None:
         """Add a saved adapter under a version name.
 
         Raises:
             ModelError: If the folder holds no safetensors adapter that fits the base model.
         """
         self.bank.check_new(version)
-        self.bank.add(version, *read_adapter(self.bank, folder, model_id=self.model_id))
+        self.bank.add(version, *read_adapter(self.bank, Path(folder), model_id=self.model_id))
 
-    def save_adapter(self, version: str, folder: Path, *, extra: Mapping[str, str] | None = None) -> None:
+    def save_adapter(self, version: str, folder: str | Path, *, extra: Mapping[str, str] | None = None) -> None:
         """Write an adapter in PEFT's file format; the folder appears complete or not at all.
 
         Args:
@@ -165,7 +166,7 @@ class TorchBackend:
             PolicyError: If there is no such adapter.
             OSError: If it cannot be written.
         """
-        write_adapter(self.bank, version, folder, model_id=self.model_id, extra=extra)
+        write_adapter(self.bank, version, Path(folder), model_id=self.model_id, extra=extra)
 
     def drop(self, version: str) -> None:
         """Forget an adapter."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtg_solvers.empirical import Equilibrium, Mixture, NashConv, nash, nash_conv, solve_zero_sum, uniform
 from rtg_solvers.measures import Estimate, mean_estimate, paired_estimate
+from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.payoffs import Cell, PayoffTensor, Samples
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
 from rtg_solvers.version import __version__ as __version__
@@ -14,8 +15,9 @@ from rtg_solvers.version import __version__ as __version__
 if TYPE_CHECKING:
     from rtg_solvers.methods.grts import GRTSConfig
     from rtg_solvers.session import run_grts
+    from rtg_solvers.trainer import Trainer
 
-_LAZY = {"GRTSConfig": "methods.grts", "run_grts": "session"}
+_LAZY = {"GRTSConfig": "methods.grts", "Trainer": "trainer", "run_grts": "session"}
 
 __all__ = [
     "Cell",
@@ -25,9 +27,11 @@ __all__ = [
     "Game",
     "Mixture",
     "NashConv",
+    "OptimizerSettings",
     "Pairing",
     "PayoffTensor",
     "Samples",
+    "Trainer",
     "draw_pairings",
     "mean_estimate",
     "nash",
