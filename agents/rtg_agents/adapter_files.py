@@ -47,6 +47,9 @@ _PLAIN: Final[Mapping[str, tuple[object, ...]]] = {
 
 _MAX_CONFIG_BYTES: Final = 1 << 20
 
+_SLOW_PATTERN: Final = re.compile(r"\([^()]*[*+{].*\)[*+{?]|(?:.*[*+{]){5}", re.DOTALL)
+"""Regular expressions that may take for ever: a repeated group that repeats something, or many repetitions."""
+
 
 def write_adapter(
     bank: PolicyBank, version: str, folder: Path, *, model_id: str, extra: Mapping[str, str] | None = None
@@ -123,9 +126,16 @@ def _plain_config(path: Path) -> Mapping[str, Any]:
         if not isinstance(config.get(key), int | float):
             raise ModelError(f"{key} is {config.get(key)!r}, a number is needed")
     for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(key) or {}, dict):
-            raise ModelError(f"{key} is {config[key]!r}, an object of numbers is needed")
+        _check_patterns(key, config.get(key) or {})
     return config
+
+
+def _check_patterns(key: str, patterns: Any) -> None:
+    if not isinstance(patterns, dict):
+        raise ModelError(f"{key} is {patterns!r}, an object of numbers is needed")
+    for pattern in patterns:
+        if len(pattern) > 200 or _SLOW_PATTERN.search(pattern):
+            raise ModelError(f"{key} has the pattern {pattern[:200]!r}, which could match for ever")
 
 
 def _factors(

@@ -97,7 +97,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "an alpha of its own": {"alpha_pattern": {"PLAIN": 3}},
     "a rank of its own": {"rank_pattern": {"PLAIN": 7}},
     "all at once": {"use_rslora": True, "alpha_pattern": {"PLAIN": 3}, "rank_pattern": {"PLAIN": 2}},
-    "one layer by its path": {"alpha_pattern": {r"^\w+(\.\w+)*\.1\.\w+\.PLAIN": 5}},
+    "one layer by its path": {"alpha_pattern": {r"^[a-z.]+\.1\.\w+\.PLAIN": 5}},
     "some layers": {"target_modules": ["PLAIN"]},
     "the last block": {"layers_to_transform": [1]},
 }
@@ -340,6 +340,9 @@ def test_factors_of_a_rank_that_the_config_does_not_say_are_refused(folder: Path
         ({"alpha_pattern": {"q_proj": "high"}}, "high"),
         ({"alpha_pattern": {"q_proj(": 3}}, "unterminated subpattern"),
         ({"alpha_pattern": ["q_proj"]}, "alpha_pattern is ['q_proj'], an object of numbers"),
+        ({"alpha_pattern": {"(\\w+\\.?)+!": 3}}, "could match for ever"),
+        ({"rank_pattern": {".*" * 9 + "!": 3}}, "could match for ever"),
+        ({"rank_pattern": {"q" * 300: 3}}, "could match for ever"),
         ({"rank_pattern": 7}, "rank_pattern is 7, an object of numbers"),
         ({"kasa_config": {"beta": 1e-4}}, "kasa_config is {'beta': 0.0001}"),
     ],
