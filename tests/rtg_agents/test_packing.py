@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,10 +54,10 @@ def test_a_small_trie_worked_by_hand() -> None:
 
 
 def test_a_full_pack_is_closed_and_the_next_one_repeats_the_beginning() -> None:
-    # 1 2 3 and 1 2 4 are four nodes; 1 2 5 would be the fifth.
-    first, second = pack([(1, 2, 3), (1, 2, 4), (1, 2, 5)], 4)
-    assert (first.ids.tolist(), first.members) == ([1, 2, 3, 4], (0, 1))
-    assert (second.ids.tolist(), second.members) == ([1, 2, 5], (2,))
+    # 1 2 3 and 1 4 5 are five nodes; 1 6 7 would add two and repeats one.
+    first, second = pack([(1, 2, 3), (1, 4, 5), (1, 6, 7)], 5)
+    assert (first.ids.tolist(), first.members) == ([1, 2, 3, 4, 5], (0, 1))
+    assert (second.ids.tolist(), second.members) == ([1, 6, 7], (2,))
 
 
 @given(SEQUENCES, st.integers(1, 30))
@@ -96,9 +98,23 @@ def test_every_sequence_is_in_one_pack(sequences, limit: int) -> None:
 
 
 @given(SEQUENCES, st.integers(1, 12))
-def test_a_pack_keeps_the_limit_unless_it_holds_one_longer_sequence(sequences, limit: int) -> None:
+def test_a_pack_outgrows_the_limit_only_for_what_its_sequences_share(sequences, limit: int) -> None:
     for one in pack(sequences, limit):
-        assert len(one.ids) <= limit or len({sequences[member] for member in one.members}) == 1
+        kinds = sorted({sequences[member] for member in one.members})
+        assert len(one.ids) <= 4 * limit or len(kinds) == 1
+        begun = len(kinds[0])
+        for before, own in itertools.pairwise(kinds):
+            fresh = len(own) - common_prefix(before, own)
+            begun += fresh
+            assert begun <= limit or fresh < len(own) - fresh
+
+
+def test_samples_of_a_long_prompt_share_it_beyond_the_limit() -> None:
+    prompt = tuple(range(300))
+    (one,) = pack([(*prompt, 1000 + number) for number in range(16)], 256)
+    assert len(one.ids) == 316
+    packs = pack([(*prompt, *range(1000 * number, 1000 * number + 100)) for number in range(1, 17)], 256)
+    assert [len(one.ids) for one in packs] == [1000, 1000, 500]
 
 
 @given(SEQUENCES, st.integers(1, 12))
