@@ -51,8 +51,8 @@ class PayoffTensor:
     blue: tuple[str, ...] = ()
     """[C] versions, columns."""
 
-    max_utility: float = 1.0
-    """Utilities lie in [0, max_utility]."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """Least and most a utility can be."""
 
     samples: Mapping[Cell, Samples] = field(default_factory=dict)
     """Every cell of red x blue."""
@@ -92,7 +92,7 @@ class PayoffTensor:
     def estimate(self, red: str, blue: str) -> Estimate:
         """One cell with its interval."""
         samples = self.samples[Cell(red, blue)]
-        return mean_estimate(samples.utilities, samples.goal_ids, bounds=(0.0, self.max_utility))
+        return mean_estimate(samples.utilities, samples.goal_ids, bounds=self.bounds)
 
     def extended(self, red: Sequence[str], blue: Sequence[str], play: PlayCell) -> PayoffTensor:
         """The tensor over these members; plays only the cells that are missing.
@@ -107,7 +107,7 @@ class PayoffTensor:
             for b in blue:
                 if Cell(r, b) not in samples:
                     samples[Cell(r, b)] = play(Cell(r, b))
-        return PayoffTensor(red=tuple(red), blue=tuple(blue), max_utility=self.max_utility, samples=samples)
+        return PayoffTensor(red=tuple(red), blue=tuple(blue), bounds=self.bounds, samples=samples)
 
     def unscored_warnings(self, share: float = 0.02) -> list[str]:
         """One sentence per cell with more than this share of unscored dialogues."""

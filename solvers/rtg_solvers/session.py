@@ -291,8 +291,9 @@ class Session:
             warnings=tuple(payoffs.unscored_warnings()),
         )
 
-    def _context(self) -> loop.Context:
-        return loop.Context(
+    def _context(self) -> loop.DialogueContext:
+        return loop.DialogueContext(
+            bounds=(0.0, self._config.game.max_utility),
             game=self._game,
             population=self._population,
             play_cell=self._play_cell,

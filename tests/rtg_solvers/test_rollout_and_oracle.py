@@ -157,14 +157,14 @@ def test_flat_groups_are_counted() -> None:
     assert flat_share(np.array([0.0, 0.0, 1.0, -1.0]), [(0, 0), (0, 0), (1, 0), (1, 0)]) == 0.5
 
 
-def context(backend, tmp_path, judge=None, **changes) -> loop.Context:
+def context(backend, tmp_path, judge=None, **changes) -> loop.DialogueContext:
     population = Population(
         tmp_path / "population",
         backend,
         {"red": Sampling(max_new_tokens=6), "blue": Sampling(max_new_tokens=6)},
     )
     population.extend(untrained_members())
-    return loop.Context(
+    return loop.DialogueContext(
         game=game(judge, **changes),
         population=population,
         play_cell=None,
@@ -175,16 +175,21 @@ def context(backend, tmp_path, judge=None, **changes) -> loop.Context:
     )
 
 
-def task(role: str, ctx: loop.Context) -> loop.Task:
+def task(role: str, ctx: loop.DialogueContext) -> loop.Task:
     mixture = Mixture(
-        red=np.array([1.0]), blue=np.array([1.0]), red_names=("red_00@v1",), blue_names=("blue_00@v1",), value=0.0
+        red=np.array([1.0]),
+        blue=np.array([1.0]),
+        red_names=("red_00@v1",),
+        blue_names=("blue_00@v1",),
+        value=0.0,
+        expected=0.0,
     )
     return loop.Task(
         role=role, iteration=0, version=ctx.population.next_version(role), mixture=mixture, payoffs=None, context=ctx
     )
 
 
-def utilities_of_steps(ctx: loop.Context) -> list[float]:
+def utilities_of_steps(ctx: loop.DialogueContext) -> list[float]:
     return [ctx.store.block_data(n)["utility"] for n in ctx.store.block_names() if n.startswith("step/")]
 
 

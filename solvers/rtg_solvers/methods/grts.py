@@ -16,8 +16,8 @@ from rtg_agents.policy import Sampling
 from rtg_env.errors import ConfigError
 from rtg_env.rules import GameConfig
 from rtg_env.types import Role
-from rtg_solvers.empirical import nash
-from rtg_solvers.loop import Method
+from rtg_solvers.loop import DialogueContext, Method
+from rtg_solvers.meta_solvers import nash
 from rtg_solvers.oracles.rl import RLOracle, RLSettings, step_units
 from rtg_solvers.payoffs import PayoffTensor
 
@@ -137,7 +137,7 @@ def cost(config: GRTSConfig, num_heldout: int, num_untrained: tuple[int, int] = 
     )
 
 
-def method(config: GRTSConfig, backend: TorchBackend) -> Method:
+def method(config: GRTSConfig, backend: TorchBackend) -> Method[DialogueContext]:
     """GRTS as a point of the population loop."""
     oracle = RLOracle(backend, config.rl)
 

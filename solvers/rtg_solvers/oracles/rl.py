@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ from rtg_env.errors import ConfigError, JudgeError
 from rtg_env.transcripts import Played
 from rtg_solvers.advantages import kl_in_reward, leave_one_out, returns_to_go
 from rtg_solvers.lessons import collect_lessons, flat_share, reinforce
-from rtg_solvers.loop import Task
+from rtg_solvers.loop import DialogueContext, Task
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.rollout import draw_pairings, play
 from rtg_solvers.seeding import draw_seed, rng_for
@@ -78,10 +79,10 @@ class RLOracle:
         self._backend = backend
         self._settings = settings
 
-    def respond(self, task: Task) -> Member:
+    def respond(self, task: Task[DialogueContext]) -> Member:
         """Train a fresh adapter, from the base, against the mixture of the other side."""
         trainer = self._trainer(task)
-        checkpoint = task.workdir / "checkpoint"
+        checkpoint = _workdir(task) / "checkpoint"
         while trainer.steps_done < self._settings.steps:
             self._step(task, trainer)
             trainer.save(checkpoint)
@@ -104,19 +105,19 @@ class RLOracle:
             },
         )
 
-    def _trainer(self, task: Task) -> Trainer:
+    def _trainer(self, task: Task[DialogueContext]) -> Trainer:
         from rtg_solvers.trainer import Trainer
 
         if task.version not in self._backend.versions:
             rng = rng_for(task.context.seed, "adapter", task.role, task.iteration)
             self._backend.create(task.version, seed=draw_seed(rng))
         trainer = Trainer(self._backend, [task.version], self._settings.optimizer)
-        if trainer.resume(task.workdir / "checkpoint"):
+        if trainer.resume(_workdir(task) / "checkpoint"):
             _LOG.info("%s goes on after step %d", task.version, trainer.steps_done)
             task.context.meter.add(trainer.steps_done * step_units(self._settings))
         return trainer
 
-    def _step(self, task: Task, trainer: Trainer) -> None:
+    def _step(self, task: Task[DialogueContext], trainer: Trainer) -> None:
         """One unit of work: dialogues, committed; one update; its figures, committed."""
         store, step = task.context.store, trainer.steps_done
         rollout, figures_name = f"train/{task.version}/{step:04d}", f"step/{task.version}/{step:04d}"
@@ -152,7 +153,7 @@ class RLOracle:
             }
             store.put_block(figures_name, [], data)
 
-    def _rollout(self, task: Task, step: int) -> list[Played]:
+    def _rollout(self, task: Task[DialogueContext], step: int) -> list[Played]:
         """Play this step's dialogues; those that a judge failed on again with another seed, twice at most."""
         context, settings = task.context, self._settings
         rng = rng_for(context.seed, "train", task.role, task.iteration, step)
@@ -184,6 +185,11 @@ class RLOracle:
 def step_units(settings: RLSettings) -> float:
     """Cost of one step in played dialogues: an update costs about as much as playing its dialogues (measured)."""
     return 2.0 * settings.dialogues_per_step
+
+
+def _workdir(task: Task[DialogueContext]) -> Path:
+    """Where a task keeps its state."""
+    return task.context.workdir / task.version.split("@", maxsplit=1)[0]
 
 
 def _under(policy: str, scored: TokenSequence) -> TokenSequence:
