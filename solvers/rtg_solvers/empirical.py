@@ -119,7 +119,7 @@ def solve_zero_sum(payoff: np.ndarray) -> Equilibrium:
         raise MissingExtraError(error.name or "pyspiel", "solve") from error
     low, scale = float(matrix.min()), float(np.ptp(matrix)) or 1.0
     unit = (matrix - low) / scale
-    with _highs(lp_solver):
+    with highs(lp_solver):
         row, column, value, _ = lp_solver.solve_zero_sum_matrix_game(pyspiel.create_matrix_game(unit, -unit))
     return Equilibrium(_distribution(row), _distribution(column), low + scale * float(np.squeeze(value)))
 
@@ -179,7 +179,7 @@ def checked_shape(payoff: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _highs(lp_solver: object) -> Iterator[None]:
+def highs(lp_solver: object) -> Iterator[None]:
     """Let OpenSpiel's LP use HiGHS for the time of one call; the default of the wheel is not installed."""
     solve = lp_solver.LinearProgram.solve  # type: ignore[attr-defined]  # untyped module
     before = solve.__defaults__
