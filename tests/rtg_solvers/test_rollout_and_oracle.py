@@ -21,12 +21,13 @@ from rtg_env.types import Action, Exchange, Verdict
 from rtg_solvers import loop
 from rtg_solvers.advantages import returns_to_go
 from rtg_solvers.empirical import Mixture
-from rtg_solvers.lessons import Lessons, Sentence, collect_lessons, flat_share, reinforce
+from rtg_solvers.lessons import Lessons, Sentence, collect_lessons, flat_share
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.rl import RLOracle, RLSettings
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.trainer import Trainer
+from rtg_solvers.updates import reinforce
 from tests.judges_for_runs import Broken, Flaky, Vowels
 
 GOALS = builtin()
@@ -193,11 +194,20 @@ def utilities_of_steps(ctx: loop.DialogueContext) -> list[float]:
     return [ctx.store.block_data(n)["utility"] for n in ctx.store.block_names() if n.startswith("step/")]
 
 
-def test_blue_learns_to_say_what_it_is_paid_for(backend, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        {},
+        {"estimator": "grpo", "epochs": 2},
+        {"estimator": "ppo", "epochs": 2, "value_weight": 0.1},
+    ],
+    ids=["leave-one-out", "grpo", "ppo"],
+)
+def test_blue_learns_to_say_what_it_is_paid_for(backend, tmp_path, estimator) -> None:
     """On harmful goals blue is paid to avoid vowels; a tiny random model must find that within 25 steps."""
     ctx = context(backend, tmp_path, benign_prob=0.0)
     settings = RLSettings(
-        steps=25, dialogues_per_step=32, kl_weight=0.0, optimizer=OptimizerSettings(learning_rate=2e-2)
+        steps=25, dialogues_per_step=32, kl_weight=0.0, optimizer=OptimizerSettings(learning_rate=2e-2), **estimator
     )
     RLOracle(backend, settings).respond(task("blue", ctx))
     utilities = utilities_of_steps(ctx)
