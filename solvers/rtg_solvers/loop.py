@@ -126,6 +126,9 @@ class Method(Generic[C]):
     meta_solver: MetaSolver
     """Who do I prepare for?"""
 
+    final_solver: MetaSolver | None = None
+    """Makes the mixture that is the result; None: the meta-solver."""
+
     oracles: Mapping[Role, Oracle[C]]
     """Who learns how."""
 
@@ -173,7 +176,7 @@ def solve(method: Method[C], context: C) -> Solution:
             population.extend(new)
             payoffs = _extended(payoffs, context)
             iterations.append(Iteration(mixture=mixture, new=tuple(new)))
-    mixture = method.meta_solver(payoffs, mixture, rng_for(context.seed, "meta", "final"))
+    mixture = (method.final_solver or method.meta_solver)(payoffs, mixture, rng_for(context.seed, "meta", "final"))
     return Solution(mixture=mixture, payoffs=payoffs, iterations=tuple(iterations))
 
 

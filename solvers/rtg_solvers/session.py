@@ -141,7 +141,7 @@ def run_grts(
     judge = resolve_judge(config.judge, offline=offline, cache_dir=cache_dir, progress=progress)
     check_goals(config, goal_set)
     settings = run_settings(config, goal_set, judge)
-    with RunDirectory(runs, name or default_name("grts", settings), settings, goal_set) as run:
+    with RunDirectory(runs, name or default_name(config.method, settings), settings, goal_set) as run:
         if run.store.has_block(_RESULT):
             return Outcome(path=run.path, result=result.from_json(run.store.block_data(_RESULT)), was_finished=True)
         if backend is None:
@@ -282,6 +282,7 @@ class Session:
             red_mixture=tuple(float(weight) for weight in mixture.red),
             blue_mixture=tuple(float(weight) for weight in mixture.blue),
             value=mixture.value,
+            expected=mixture.expected,
             oracle_gap=oracle_gaps[-1],
             restricted_gap=restricted,
             heldout_red_gain=red_gain,
