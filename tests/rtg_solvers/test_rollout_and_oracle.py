@@ -24,6 +24,7 @@ from rtg_solvers.empirical import Mixture
 from rtg_solvers.lessons import Lessons, Sentence, collect_lessons, flat_share
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.rl import RLOracle, RLSettings
+from rtg_solvers.oracles.shaping import DiversityBonus, DiversitySettings
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.trainer import Trainer
@@ -337,3 +338,71 @@ def test_the_price_of_divergence_charges_what_a_first_sentence_leads_to() -> Non
     price = returns_to_go(-log_ratios, [0, 0, 1, 1]).reshape(2, 2)[:, 0]
     score = first - 0.5  # d log p(choice) / d theta
     assert float(np.mean(score * price)) == pytest.approx(-0.25)
+
+
+def test_a_best_response_with_diversity_goes_on_after_a_kill_as_if_there_had_been_none(
+    backend, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RLSettings(
+        steps=3,
+        dialogues_per_step=8,
+        group_size=4,
+        diversity=DiversitySettings(bonus="history", weight=1.0),
+        optimizer=OptimizerSettings(learning_rate=1e-2),
+    )
+    whole = task("red", context(backend, tmp_path / "whole"))
+    RLOracle(backend, settings).respond(whole)
+    expected = [p.detach().clone() for p in backend.parameters(whole.version).values()]
+    backend.drop(whole.version)
+
+    ctx = context(backend, tmp_path / "killed")
+    step = Trainer.step
+
+    def killed(self, *given, **named):
+        if self.steps_done == 1:
+            raise KeyboardInterrupt  # the dialogues of this step are in the store, its update is lost
+        return step(self, *given, **named)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RLOracle(backend, settings).respond(task("red", ctx))
+    monkeypatch.undo()
+    backend.drop(whole.version)
+    RLOracle(backend, settings).respond(task("red", ctx))
+    found = list(backend.parameters(whole.version).values())
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(ctx.store.block_data(f"step/{whole.version}/{n:04d}")["bonus_spread"] > 0 for n in (1, 2))
+
+
+def test_diversity_falls_to_nothing_in_the_last_iteration_and_is_reds_alone(backend, tmp_path) -> None:
+    settings = DiversitySettings(bonus="member", weight=0.3)
+    assert [settings.weight_in(k, 3) for k in range(3)] == pytest.approx([0.3, 0.15, 0.0])
+    assert DiversitySettings(bonus="member", weight=0.3, annealed=False).weight_in(2, 3) == 0.3
+    assert DiversitySettings(bonus="none", weight=0.3).weight_in(0, 3) == 0.0
+    rl = RLSettings(steps=1, dialogues_per_step=8, group_size=4, diversity=settings)
+    for role, weight in (("red", 0.3), ("blue", 0.0)):
+        asked = task(role, context(backend, tmp_path / role))
+        assert RLOracle(backend, rl, iterations=3).respond(asked).lineage["diversity_weight"] == weight
+
+
+def test_members_are_what_they_said_in_payoff_cells(tmp_path) -> None:
+    said = {"red_00@v1": "apple pear", "red_01@v1": "stone river"}
+    with TranscriptStore(tmp_path / "run.db", GOALS) as store:
+        for version, text in said.items():
+            one = replace(transcript((0.2,)), exchanges=(Exchange(red=text, blue="y"),))
+            store.put_block(f"cell/{version}/blue_00@v1", [Played(red=version, blue="b", seed=0, transcript=one)] * 2)
+        fresh = [
+            Played(
+                red="r",
+                blue="b",
+                seed=0,
+                transcript=replace(transcript((0.2,)), exchanges=(Exchange(red=t, blue="y"),)),
+            )
+            for t in ("apple pear", "apple pear", "apple tree")
+        ]
+        bonus = DiversityBonus("member", list(said), store).of(fresh)
+        assert bonus == pytest.approx([-1 / 6, -1 / 6, 1 / 3])  # cosines 1, 1 and 1/2 to the first member
+        past = DiversityBonus("history", list(said), store)
+        past.remember(fresh[2:])
+        nearest = -np.array([1 + 1 + 0 + 0 + 0.5, 1 + 1 + 0.5, 0.5 + 0.5 + 1]) / 5
+        assert past.of(fresh) == pytest.approx(nearest - nearest.mean())

@@ -164,7 +164,7 @@ def cost(config: GRTSConfig, num_heldout: int, num_untrained: tuple[int, int] = 
 
 def method(config: GRTSConfig, backend: TorchBackend) -> Method[DialogueContext]:
     """The config's point of the population loop."""
-    oracle = RLOracle(backend, config.rl)
+    oracle = RLOracle(backend, config.rl, iterations=config.iterations)
 
     def both_sides(k: int, payoffs: PayoffTensor) -> Sequence[tuple[Role, ...]]:
         del payoffs

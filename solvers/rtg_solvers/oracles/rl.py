@@ -39,6 +39,7 @@ from rtg_solvers.lessons import Lessons, collect_lessons, flat_share
 from rtg_solvers.loop import DialogueContext, Task
 from rtg_solvers.losses import Clipping
 from rtg_solvers.optimizer import OptimizerSettings
+from rtg_solvers.oracles.shaping import DiversityBonus, DiversitySettings
 from rtg_solvers.rollout import draw_pairings, play
 from rtg_solvers.seeding import draw_seed, rng_for
 
@@ -77,6 +78,9 @@ class RLSettings:
     value_weight: float = 0.5
     """Of ppo's value loss, at least 0."""
 
+    diversity: DiversitySettings = field(default_factory=DiversitySettings)
+    """What red is paid beside the game for saying something new."""
+
     kl_weight: float = 0.01
     """beta: price of one nat of divergence from the base model per sentence, in utility; at least 0."""
 
@@ -110,18 +114,21 @@ class RLOracle:
     Args:
         backend: Holds the adapter while it is trained.
         settings: Steps, batch, KL, optimizer.
+        iterations: Of the run: diversity is annealed over them.
     """
 
-    def __init__(self, backend: TorchBackend, settings: RLSettings) -> None:
+    def __init__(self, backend: TorchBackend, settings: RLSettings, *, iterations: int = 1) -> None:
         self._backend = backend
         self._settings = settings
+        self._iterations = iterations
 
     def respond(self, task: Task[DialogueContext]) -> Member:
         """Train a fresh adapter, from the base, against the mixture of the other side."""
         trainer = self._trainer(task)
+        shaping = self._shaping(task, trainer.steps_done // self._settings.epochs)
         checkpoint = _workdir(task) / "checkpoint"
         while trainer.steps_done < self._settings.steps * self._settings.epochs:
-            self._step(task, trainer)
+            self._step(task, trainer, shaping)
             trainer.save(checkpoint)
             task.context.meter.add(step_units(self._settings))
         opponents = task.mixture.blue if task.role == "red" else task.mixture.red
@@ -138,6 +145,8 @@ class RLOracle:
                 "steps": self._settings.steps,
                 "learning_rate": self._settings.optimizer.learning_rate,
                 "kl_weight": self._settings.kl_weight,
+                "diversity": self._settings.diversity.bonus if task.role == "red" else "none",
+                "diversity_weight": self._weight(task),
                 "seed": task.context.seed,
             },
         )
@@ -156,10 +165,23 @@ class RLOracle:
             task.context.meter.add(done * step_units(self._settings))
         return trainer
 
-    def _step(self, task: Task[DialogueContext], trainer: Trainer) -> None:
+    def _weight(self, task: Task[DialogueContext]) -> float:
+        return self._settings.diversity.weight_in(task.iteration, self._iterations) if task.role == "red" else 0.0
+
+    def _shaping(self, task: Task[DialogueContext], done: int) -> DiversityBonus | None:
+        """The bonus of a task, with the dialogues of the steps that are done in memory."""
+        if not self._weight(task):
+            return None
+        store, members = task.context.store, task.context.population.names("red")
+        shaping = DiversityBonus(self._settings.diversity.bonus, members, store)
+        for step in range(done):
+            shaping.remember(store.block(_rollout_name(task, step)))
+        return shaping
+
+    def _step(self, task: Task[DialogueContext], trainer: Trainer, shaping: DiversityBonus | None) -> None:
         """One unit of work: dialogues, committed; one update; its figures, committed."""
         store, step = task.context.store, trainer.steps_done // self._settings.epochs
-        rollout, figures_name = f"train/{task.version}/{step:04d}", f"step/{task.version}/{step:04d}"
+        rollout, figures_name = _rollout_name(task, step), f"step/{task.version}/{step:04d}"
         if not store.has_block(rollout):
             store.put_block(rollout, self._rollout(task, step))
         played = store.block(rollout)
@@ -171,7 +193,12 @@ class RLOracle:
         reference_logp = lessons.per_sentence(self._backend.score([_under(BASE, s) for s in lessons.sequences]))
         logp = lessons.column("logp")
         price = kl_in_reward(np.zeros_like(logp), logp, reference_logp, self._settings.kl_weight)
-        figures, flat = self._update(trainer, lessons, price)
+        bonus = np.zeros_like(logp)
+        if shaping is not None:
+            per_dialogue = self._weight(task) * shaping.of(played)
+            bonus = per_dialogue[[sentence.dialogue for sentence in lessons.sentences]]
+            shaping.remember(played)
+        figures, flat = self._update(trainer, lessons, price, bonus)
         if not store.has_block(figures_name):
             scored = [item.transcript.utility for item in played if not item.transcript.unscored]
             data = {
@@ -184,19 +211,22 @@ class RLOracle:
                 "broken_share": lessons.broken_share,
                 "num_unscored": len(played) - len(scored),
                 "flat_groups": flat,
+                "bonus_spread": float(np.std(bonus)),
                 "loss": figures.loss if figures else 0.0,
                 "grad_norm": figures.grad_norm if figures else 0.0,
             }
             store.put_block(figures_name, [], data)
 
-    def _update(self, trainer: Trainer, lessons: Lessons, price_N: np.ndarray) -> tuple[StepFigures | None, float]:
+    def _update(
+        self, trainer: Trainer, lessons: Lessons, price_N: np.ndarray, bonus_N: np.ndarray
+    ) -> tuple[StepFigures | None, float]:
         """Credit the sentences, learn from them; also the share of groups that teach nothing."""
         from rtg_solvers import updates
 
         settings = self._settings
         dialogues = [sentence.dialogue for sentence in lessons.sentences]
         groups = [sentence.group for sentence in lessons.sentences]
-        shaped = lessons.column("reward") + returns_to_go(price_N, dialogues)
+        shaped = lessons.column("reward") + returns_to_go(price_N, dialogues) + bonus_N
         apart = leave_one_out(shaped, groups)
         if settings.estimator == "leave-one-out":
             return updates.reinforce(trainer, lessons, apart), flat_share(apart, groups)
@@ -255,6 +285,10 @@ def step_units(settings: RLSettings) -> float:
 def _workdir(task: Task[DialogueContext]) -> Path:
     """Where a task keeps its state."""
     return task.context.workdir / task.version.split("@", maxsplit=1)[0]
+
+
+def _rollout_name(task: Task[DialogueContext], step: int) -> str:
+    return f"train/{task.version}/{step:04d}"
 
 
 def _under(policy: str, scored: TokenSequence) -> TokenSequence:
