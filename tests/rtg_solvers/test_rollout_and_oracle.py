@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rtg_agents.policy import BASE, Policy, Sampling, TokenSequence
-from rtg_agents.population import Population, untrained_members
+from rtg_agents.population import Member, Population, untrained_members
 from rtg_agents.progress import SilentProgress, WorkMeter
 from rtg_agents.scripted import RandomPolicy, ScriptedPolicy
 from rtg_env.dialogue import Transcript
@@ -23,12 +23,13 @@ from rtg_solvers.advantages import returns_to_go
 from rtg_solvers.empirical import Mixture
 from rtg_solvers.lessons import Lessons, Sentence, collect_lessons, flat_share
 from rtg_solvers.optimizer import OptimizerSettings
-from rtg_solvers.oracles.rl import RLOracle, RLSettings
+from rtg_solvers.oracles.rl import RLOracle, RLSettings, own_adapters
 from rtg_solvers.oracles.shaping import DiversityBonus, DiversitySettings
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.trainer import Trainer
 from rtg_solvers.updates import reinforce
+from tests.adapters import shake
 from tests.judges_for_runs import Broken, Flaky, Vowels
 
 GOALS = builtin()
@@ -419,3 +420,32 @@ def test_members_are_what_they_said_in_payoff_cells(tmp_path) -> None:
         past.remember(fresh[2:])
         nearest = -np.array([1 + 1 + 0 + 0 + 0.5, 1 + 1 + 0.5, 0.5 + 0.5 + 1]) / 5
         assert past.of(fresh) == pytest.approx(nearest - nearest.mean())
+
+
+def test_a_warm_start_is_the_average_of_ones_own_adapters(backend, tmp_path) -> None:
+    ctx = context(backend, tmp_path)
+    for seed, version in enumerate(("red_03@v1", "red_04@v1")):
+        backend.create(version, seed=seed)
+        shake(backend, version, seed, 0.05)
+        ctx.population.add(Member(version=version, role="red", kind="adapter", label=""))
+    names = ctx.population.names("red")
+    asked = replace(
+        task("red", ctx),
+        mixture=Mixture(
+            red=np.array([0.5, 0.0, 0.25, 0.25, 0.0]),
+            blue=np.array([1.0]),
+            red_names=names,
+            blue_names=("blue_00@v1",),
+            value=0.0,
+            expected=0.0,
+        ),
+    )
+    assert own_adapters(asked) == {"red_03@v1": 0.25, BASE: 0.75}
+    still = OptimizerSettings(learning_rate=0.0)
+    RLOracle(backend, RLSettings(steps=1, group_size=4, start="mixture", optimizer=still)).respond(asked)
+    new, old = backend.bank.factors("red_05@v1"), backend.bank.factors("red_03@v1")
+    for name in backend.bank.layers:
+        torch.testing.assert_close(
+            new[name].up @ new[name].down, 0.25 * old[name].up @ old[name].down, atol=1e-5, rtol=1e-3
+        )
+    assert own_adapters(task("blue", ctx)) == {}

@@ -78,6 +78,10 @@ class RLSettings:
     value_weight: float = 0.5
     """Of ppo's value loss, at least 0."""
 
+    start: Literal["base", "mixture"] = "base"
+    """Where a best response begins: at the base model, or at the average of its own side's adapters, weighted by the
+    mixture (scripts and the base count as the base)."""
+
     diversity: DiversitySettings = field(default_factory=DiversitySettings)
     """What red is paid beside the game for saying something new."""
 
@@ -145,6 +149,7 @@ class RLOracle:
                 "steps": self._settings.steps,
                 "learning_rate": self._settings.optimizer.learning_rate,
                 "kl_weight": self._settings.kl_weight,
+                "start": self._settings.start,
                 "diversity": self._settings.diversity.bonus if task.role == "red" else "none",
                 "diversity_weight": self._weight(task),
                 "seed": task.context.seed,
@@ -155,8 +160,7 @@ class RLOracle:
         from rtg_solvers.trainer import Trainer
 
         if task.version not in self._backend.versions:
-            rng = rng_for(task.context.seed, "adapter", task.role, task.iteration)
-            self._backend.create(task.version, seed=draw_seed(rng))
+            self._begin(task)
         values = self._settings.estimator == "ppo"
         trainer = Trainer(self._backend, [task.version], self._settings.optimizer, values=values)
         if trainer.resume(_workdir(task) / "checkpoint"):
@@ -177,6 +181,18 @@ class RLOracle:
         for step in range(done):
             shaping.remember(store.block(_rollout_name(task, step)))
         return shaping
+
+    def _begin(self, task: Task[DialogueContext]) -> None:
+        """Add the policy that is to be trained."""
+        from rtg_agents.fusion import fuse
+
+        weights = own_adapters(task) if self._settings.start == "mixture" else {}
+        if weights:
+            bank = self._backend.bank
+            bank.add(task.version, fuse(bank, weights, bank.lora).factors, bank.lora)
+            return
+        rng = rng_for(task.context.seed, "adapter", task.role, task.iteration)
+        self._backend.create(task.version, seed=draw_seed(rng))
 
     def _step(self, task: Task[DialogueContext], trainer: Trainer, shaping: DiversityBonus | None) -> None:
         """One unit of work: dialogues, committed; one update; its figures, committed."""
@@ -275,6 +291,19 @@ class RLOracle:
             for index, item in zip(failed, play(context.game, policies, again), strict=True):
                 played[index] = item
         return played
+
+
+def own_adapters(task: Task[DialogueContext]) -> dict[str, float]:
+    """The mixture of the learner's own side as weights of adapters and the base; empty if it plays no adapter."""
+    mixture, population = task.mixture, task.context.population
+    names, shares = (mixture.red_names, mixture.red) if task.role == "red" else (mixture.blue_names, mixture.blue)
+    weights = {
+        name: float(share)
+        for name, share in zip(names, shares, strict=True)
+        if share > 0 and population[name].kind == "adapter"
+    }
+    rest = max(0.0, 1.0 - sum(weights.values()))
+    return {**weights, BASE: rest} if weights else {}
 
 
 def step_units(settings: RLSettings) -> float:
