@@ -96,3 +96,8 @@ def pyspiel_pure(game, action: int):
     policy = TabularPolicy(game)
     policy.action_probability_array[:] = np.eye(policy.action_probability_array.shape[1])[action]
     return policy
+
+
+def test_a_schedule_with_a_least_number_of_iterations_waits_for_them() -> None:
+    schedule = until_nothing_is_found(9, least=3)
+    assert [bool(schedule(k, tensor([[0.0]]))) for k in range(4)] == [True, True, True, False]

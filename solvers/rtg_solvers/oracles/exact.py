@@ -52,6 +52,9 @@ class Strategies:
             policy = (start or {}).get(role, uniform)
             self.extend([Strategy(self.next_version(role), role, policy)])
 
+    def __getitem__(self, version: str) -> Strategy:
+        return self._members[version]
+
     def names(self, role: Role) -> tuple[str, ...]:
         """Versions of one side, oldest first."""
         return tuple(member.version for member in self._members.values() if member.role == role)
@@ -125,13 +128,18 @@ def exact_context(game: Any, start: Mapping[Role, Any] | None = None) -> ExactCo
     )
 
 
-def until_nothing_is_found(most: int) -> Schedule:
-    """Both sides learn until neither population has grown, `most` times at the most."""
+def until_nothing_is_found(most: int, *, least: int = 0) -> Schedule:
+    """Both sides learn until neither population has grown.
+
+    Args:
+        most: Iterations at the most.
+        least: Iterations at the least, whether populations grow or not: while a bonus is lowered, they may grow again.
+    """
     sizes: list[tuple[int, int]] = []
 
     def schedule(k: int, payoffs: PayoffTensor) -> Sequence[tuple[Role, ...]]:
         sizes.append((len(payoffs.red), len(payoffs.blue)))
-        grown = k == 0 or sizes[-1] != sizes[-2]
+        grown = k == 0 or k < least or sizes[-1] != sizes[-2]
         return [("red", "blue")] if grown and k < most else []
 
     return schedule

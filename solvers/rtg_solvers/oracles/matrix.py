@@ -215,20 +215,21 @@ def matrix_context(
 
 
 def matrix_method(
-    meta_solver: MetaSolver, oracle: MatrixOracle | None = None, *, most: int = 200
+    meta_solver: MetaSolver, oracle: MatrixOracle | None = None, *, most: int = 200, least: int = 0
 ) -> Method[MatrixContext]:
     """The loop on a matrix: both sides learn until neither finds anything, `most` times at the most.
 
     Args:
         meta_solver: Who to prepare for.
         oracle: Of both sides; default: exact.
-        most: Iterations.
+        most: Iterations at the most.
+        least: Iterations at the least; as long as a bonus is lowered.
     """
     answer = oracle or MatrixOracle()
     return Method(
         meta_solver=meta_solver,
         oracles={"red": answer, "blue": answer},
-        schedule=until_nothing_is_found(most),
+        schedule=until_nothing_is_found(most, least=least),
     )
 
 
