@@ -160,7 +160,7 @@ def _random_teams(count: int) -> dict[str, Any]:
     for seed in range(count):
         rng = np.random.default_rng(seed)
         prob = rng.random((2, 2))
-        game = teams.TeamGame(prob / prob.sum(), subsets, rng.integers(0, 2, (3, 3, 4)).astype(float))
+        game = teams.TeamGame(prob / prob.sum(), subsets, rng.random((3, 3, 4)))
         alone = teams.best_independent(game, tolerance=0.01)
         excess.append(solve_zero_sum(teams.joint_payoff(game)).value - alone.high)
     return {"games": count, "proven_excess_mean": float(np.mean(excess)), "proven_excess_most": float(max(excess))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -13,7 +14,7 @@ from rtg_agents.scripted import ScriptedPolicy
 from rtg_env.errors import ConfigError, PayoffShapeError, PolicyError
 from rtg_env.goals import Goal, GoalSet
 from rtg_env.rules import Deal, GameConfig
-from rtg_env.types import Case, Verdict
+from rtg_env.types import Action, Case, Observation, Verdict
 from rtg_solvers import loop, teams
 from rtg_solvers.empirical import solve_zero_sum
 from rtg_solvers.meta_solvers import nash
@@ -140,6 +141,36 @@ def test_joint_versions_that_do_not_fill_the_team_are_refused() -> None:
             play(MEETING, POLICIES, [Pairing(red=red, blue="blue_00@v1", deal=deal, seed=0)])
     with pytest.raises(PolicyError, match="without '\\+'"):
         joint_version(["a+b", "c"])
+
+
+class Holder:
+    """A member with a private signal: with probability 3/4 it has both words, else only the first; its seed decides."""
+
+    def __init__(self, name: str, plan: teams.Plan) -> None:
+        self.name, self._plan = name, plan
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
+        signals = [int(np.random.default_rng(seed).random() >= 0.75) for seed in seeds]
+        return [Action(text="xy"[self._plan[signal]], policy=self.name) for signal in signals]
+
+
+def test_members_with_private_signals_win_in_dialogues_what_their_plans_are_worth() -> None:
+    truth = joint_payoff(rendezvous(0.75))
+    for row, pair in enumerate(joint_plans(rendezvous(0.75))):
+        holders = [Holder(f"member_{seat}", plan) for seat, plan in enumerate(pair)]
+        policies = {**POLICIES, **{holder.name: holder for holder in holders}}
+        red = joint_version([holder.name for holder in holders])
+        for column in (0, 1):
+            drawn = draw_pairings(
+                MEETING,
+                np.random.default_rng(row),
+                count=400,
+                red=lambda _, red=red: red,
+                blue=lambda _, column=column: f"blue_0{column}@v1",
+            )
+            won = utilities(play(MEETING, policies, drawn))
+            se = np.sqrt(truth[row, column] * (1 - truth[row, column]) / won.size)
+            assert abs(won.mean() - truth[row, column]) <= 3.5 * se
 
 
 def test_the_payoff_tensor_of_a_team_as_one_meta_player_has_the_value_of_joint_play() -> None:
