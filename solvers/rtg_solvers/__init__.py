@@ -10,7 +10,7 @@ from rtg_solvers.measures import Estimate, mean_estimate, paired_estimate
 from rtg_solvers.meta_solvers import META_SOLVERS, meta_solver, nash, uniform
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.payoffs import Cell, PayoffTensor, Samples
-from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
+from rtg_solvers.rollout import Game, Pairing, draw_pairings, joint_version, play
 from rtg_solvers.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "Samples",
     "Trainer",
     "draw_pairings",
+    "joint_version",
     "mean_estimate",
     "meta_solver",
     "nash",

@@ -40,7 +40,7 @@ def nash(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generat
     """Nash equilibrium of the mean payoffs, by OpenSpiel's linear program: a vertex where there are several."""
     del previous, rng
     solution = solve_zero_sum(checked_means(payoffs))
-    return _mixture(payoffs, (solution.row, solution.column))
+    return _mixture(payoffs, (solution.row, solution.column), solution.value)
 
 
 def logit(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator, *, tau: float = _TAU) -> Mixture:
@@ -250,7 +250,7 @@ def _unit(matrix: np.ndarray) -> np.ndarray:
     return np.asarray((matrix - matrix.min()) / scale)
 
 
-def _mixture(payoffs: PayoffTensor, marginals: Marginals) -> Mixture:
+def _mixture(payoffs: PayoffTensor, marginals: Marginals, value: float | None = None) -> Mixture:
     mean = checked_means(payoffs)
     red, blue = (_normalised(weights) for weights in marginals)
     return Mixture(
@@ -258,7 +258,7 @@ def _mixture(payoffs: PayoffTensor, marginals: Marginals) -> Mixture:
         blue=blue,
         red_names=payoffs.red,
         blue_names=payoffs.blue,
-        value=solve_zero_sum(mean).value,
+        value=solve_zero_sum(mean).value if value is None else value,
         expected=float(red @ mean @ blue),
         diagnostics={"nash_conv_in_matrix": nash_conv(mean, red, blue).total},
     )

@@ -68,7 +68,7 @@ class PayoffTensor:
     @property
     def mean(self) -> np.ndarray:
         """[R, C] means over scored dialogues; NaN where no dialogue of a cell was scored."""
-        return self._table(lambda estimate: estimate.mean)
+        return np.array([[_mean(self.samples[Cell(r, b)]) for b in self.blue] for r in self.red], dtype=float)
 
     @property
     def se(self) -> np.ndarray:
@@ -129,6 +129,8 @@ class PayoffTensor:
         return np.array([[value(self.estimate(r, b)) for b in self.blue] for r in self.red], dtype=float)
 
 
-def _mean(samples: Samples, harmful: bool) -> float:
-    kept = samples.utilities[(samples.harmful == harmful) & ~np.isnan(samples.utilities)]
+def _mean(samples: Samples, harmful: bool | None = None) -> float:
+    """Over scored dialogues, of one kind of goal or of all."""
+    scored = ~np.isnan(samples.utilities)
+    kept = samples.utilities[scored if harmful is None else scored & (samples.harmful == harmful)]
     return float(kept.mean()) if kept.size else float("nan")

@@ -123,6 +123,9 @@ class Dialogue(NamedTuple):
     tactic: int = -1
     style: int = -1
 
+    def __deepcopy__(self, memo: object) -> Dialogue:
+        return self  # it cannot change, and OpenSpiel copies a state for every child of a node
+
     def utility(self, settings: TableSettings) -> float:
         """u_red of what was said so far."""
         if self.goal == 0:

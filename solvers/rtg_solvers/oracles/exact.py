@@ -15,7 +15,7 @@ import numpy as np
 
 from rtg_env.types import Role
 from rtg_solvers.empirical import Mixture
-from rtg_solvers.loop import Context, Method, Schedule, Solution, Task
+from rtg_solvers.loop import Context, Method, Schedule, Task
 from rtg_solvers.meta_solvers import nash
 from rtg_solvers.payoffs import Cell, PayoffTensor, Samples
 
@@ -52,6 +52,9 @@ class Strategies:
             policy = (start or {}).get(role, uniform)
             self.extend([Strategy(self.next_version(role), role, policy)])
 
+    def __getitem__(self, version: str) -> Strategy:
+        return self._members[version]
+
     def names(self, role: Role) -> tuple[str, ...]:
         """Versions of one side, oldest first."""
         return tuple(member.version for member in self._members.values() if member.role == role)
@@ -78,10 +81,15 @@ class Strategies:
         return Samples(utilities=np.array([value]), goal_ids=("exact",), harmful=np.array([True]))
 
     def aggregated(self, mixture: Mixture) -> Any:
-        """One policy that plays as a mixture does: a member is drawn once and kept."""
+        """One policy that plays as a mixture does: a member is drawn once and kept.
+
+        Args:
+            mixture: Over members; those that came later play no part in it.
+        """
         from open_spiel.python.algorithms.policy_aggregator import PolicyAggregator
 
-        policies = [[self._members[name].policy for name in self.names(role)] for role in PLAYER]
+        names = (mixture.red_names, mixture.blue_names)
+        policies = [[self._members[name].policy for name in side] for side in names]
         return PolicyAggregator(self.game).aggregate([0, 1], policies, [list(mixture.red), list(mixture.blue)])
 
 
@@ -120,13 +128,18 @@ def exact_context(game: Any, start: Mapping[Role, Any] | None = None) -> ExactCo
     )
 
 
-def until_nothing_is_found(most: int) -> Schedule:
-    """Both sides learn until neither population has grown, `most` times at the most."""
+def until_nothing_is_found(most: int, *, least: int = 0) -> Schedule:
+    """Both sides learn until neither population has grown.
+
+    Args:
+        most: Iterations at the most.
+        least: Iterations at the least, whether populations grow or not: while a bonus is lowered, they may grow again.
+    """
     sizes: list[tuple[int, int]] = []
 
     def schedule(k: int, payoffs: PayoffTensor) -> Sequence[tuple[Role, ...]]:
         sizes.append((len(payoffs.red), len(payoffs.blue)))
-        grown = k == 0 or sizes[-1] != sizes[-2]
+        grown = k == 0 or k < least or sizes[-1] != sizes[-2]
         return [("red", "blue")] if grown and k < most else []
 
     return schedule
@@ -138,8 +151,16 @@ def double_oracle(most: int = 200) -> Method[ExactContext]:
     return Method(meta_solver=nash, oracles={"red": oracle, "blue": oracle}, schedule=until_nothing_is_found(most))
 
 
-def true_nash_conv(context: ExactContext, solution: Solution) -> float:
-    """NashConv of the solution's mixture in the whole game, by OpenSpiel."""
+def true_nash_conv(context: ExactContext, mixture: Mixture) -> float:
+    """NashConv of a mixture in the whole game, by OpenSpiel: that of a solution, or of an iteration on the way.
+
+    Args:
+        context: The run that the mixture is of.
+        mixture: Over members of that run.
+
+    Returns:
+        Sum of both sides' gains, in utility; the exploitability is half of it.
+    """
     from open_spiel.python.algorithms import exploitability
 
-    return float(exploitability.nash_conv(context.strategies.game, context.strategies.aggregated(solution.mixture)))
+    return float(exploitability.nash_conv(context.strategies.game, context.strategies.aggregated(mixture)))
