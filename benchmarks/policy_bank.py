@@ -203,9 +203,9 @@ class Dialogues:
 
 
 def dialogue(smol: Smol, rounds: int) -> Section:
-    """Dialogues of 4 red against 4 blue policies, 32 at once; what was read stays read."""
+    """Dialogues of 4 red against 4 blue policies, 16 at once; what was read stays read."""
     backend = smol.backend
-    game = Dialogues(backend, 32, ConstantJudge())
+    game = Dialogues(backend, 16, ConstantJudge())
     views, kept = backend._views, backend._views.max_bytes
     said: dict[str, int] = {}
 
