@@ -24,7 +24,7 @@ import numpy as np
 import plain_ways
 import torch
 from bank_parts import Decoder, fill, shares, versions
-from timing import Bar, ConstantJudge, finish, medians, ratio, rounds_of, seconds
+from timing import Bar, ConstantJudge, finish, medians, ratio, rounds_of, seconds, write
 
 from rtg_agents import BASE, BackendPolicy, ChatMessage, Request, Sampling, TokenSequence, TorchBackend, resolve_model
 from rtg_agents.generation import Job, Reader
@@ -204,9 +204,9 @@ class Dialogues:
 
 
 def dialogue(smol: Smol, rounds: int) -> Section:
-    """Dialogues of 4 red against 4 blue policies, 32 at once; what was read stays read."""
+    """Dialogues of 4 red against 4 blue policies, 16 at once; what was read stays read."""
     backend = smol.backend
-    game = Dialogues(backend, 32, ConstantJudge())
+    game = Dialogues(backend, 16, ConstantJudge())
     views, kept = backend._views, backend._views.max_bytes
     said: dict[str, int] = {}
 
@@ -424,11 +424,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON; other sections in the file stay")
     parser.add_argument("--device", default="cpu", help="cuda measures random weights of --shape there")
     parser.add_argument("--shape", help="shapes for random weights, separated by commas: tiny, 1b, 3b, 8b")
     options = parser.parse_args()
-    record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": options.rounds}
+    record: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if options.shape or options.device != "cpu":
         record["sections"] = large((options.shape or "1b,8b").split(","), options.device, options.rounds)
         finish(record, [], out=options.out, check=False)
@@ -438,15 +438,11 @@ def main() -> None:
         smol = Smol(Path(scratch))
         for name in options.only.split(","):
             section = SECTIONS[name](smol, options.rounds)
-            found[name], bars = section.figures, bars + section.bars
+            found[name], bars = {**section.figures, "rounds": options.rounds}, bars + section.bars
             print(f"{name}: {json.dumps(section.figures)}", flush=True)
-    record = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "sections": found,
-    }
-    finish(record, bars, out=options.out, check=options.check)
+            if options.out:
+                write({**record, "sections": found}, bars, options.out)
+    finish({**record, "sections": found}, bars, out=options.out, check=options.check)
 
 
 if __name__ == "__main__":

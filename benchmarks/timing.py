@@ -82,11 +82,20 @@ def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}"
 
 
+def write(record: Mapping[str, Any], bars: Sequence[Bar], out: Path) -> None:
+    """Write the record; sections and ratios that are in the file already, of others, stay."""
+    before = json.loads(out.read_text("utf-8")) if out.exists() else {}
+    ratios = {bar.name: {"value": round(bar.value, 3), "bar": bar.bar, "holds": bar.holds} for bar in bars}
+    whole = {"machine": machine(), **record, "ratios": {**before.get("ratios", {}), **ratios}}
+    if "sections" in record:
+        whole["sections"] = {**before.get("sections", {}), **record["sections"]}
+    out.write_text(json.dumps(whole, indent=1) + "\n", "utf-8")
+
+
 def finish(record: Mapping[str, Any], bars: Sequence[Bar], *, out: Path | None, check: bool) -> NoReturn:
     """Print the bars, write the record, and exit: with 1 if a bar is missed and that was asked."""
     for bar in bars:
         print(bar)
     if out:
-        ratios = {bar.name: {"value": round(bar.value, 3), "bar": bar.bar, "holds": bar.holds} for bar in bars}
-        out.write_text(json.dumps({"machine": machine(), **record, "ratios": ratios}, indent=1) + "\n", "utf-8")
+        write(record, bars, out)
     raise SystemExit(1 if check and not all(bar.holds for bar in bars) else 0)
