@@ -40,6 +40,14 @@ class Samples:
         """The first `count` dialogues of the common order."""
         return Samples(utilities=self.utilities[:count], goal_ids=self.goal_ids[:count], harmful=self.harmful[:count])
 
+    def followed_by(self, more: Samples) -> Samples:
+        """These dialogues, then those."""
+        return Samples(
+            utilities=np.r_[self.utilities, more.utilities],
+            goal_ids=self.goal_ids + more.goal_ids,
+            harmful=np.r_[self.harmful, more.harmful],
+        )
+
 
 PlayCells = Callable[[Mapping[Cell, int]], Mapping[Cell, Samples]]
 """Plays (or reads back) cells: how many dialogues each is to have, and those dialogues, old and new.

@@ -246,7 +246,7 @@ class Session:
         self._population = Population(run.population, backend, config.sampling)
         total = grts.cost(config, len(self._heldout.goals.harmful)).units
         self._meter = WorkMeter(progress, "solve", total)
-        self._played: dict[Cell, list[Played]] = {}
+        self._cells: dict[Cell, Samples] = {}
 
     def finish(self) -> Result:
         """Run the loop to its end and measure the result."""
@@ -316,11 +316,13 @@ class Session:
             blue=lambda _: "",
         )
         for cell, count in wanted.items():
-            held = self._played.setdefault(cell, [])
-            name = f"cell/{cell.red}/{cell.blue}" + (f"/from-{len(held)}" if held else "")
-            if pairings := [replace(pair, red=cell.red, blue=cell.blue) for pair in order[len(held) : count]]:
-                held += self._play_unit(name, pairings)
-        return {cell: _samples(self._played[cell]) for cell in wanted}
+            held = self._cells.get(cell)
+            begin = held.utilities.size if held else 0
+            if pairings := [replace(pair, red=cell.red, blue=cell.blue) for pair in order[begin:count]]:
+                name = f"cell/{cell.red}/{cell.blue}" + (f"/from-{begin}" if begin else "")
+                new = _samples(self._play_unit(name, pairings))
+                self._cells[cell] = held.followed_by(new) if held else new
+        return {cell: self._cells[cell] for cell in wanted}
 
     def _play_unit(self, name: str, pairings: Sequence[Pairing], game: Game | None = None) -> list[Played]:
         def fresh() -> list[Played]:
