@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -418,9 +418,12 @@ class ScriptedMembers:
         for member in members:
             self.members.setdefault(member.version, member)
 
-    def play_cell(self, cell: Cell) -> Samples:
+    def play_cells(self, wanted: Mapping[Cell, int]) -> dict[Cell, Samples]:
+        return {cell: self._played(cell, count) for cell, count in wanted.items()}
+
+    def _played(self, cell: Cell, count: int) -> Samples:
         pairings = draw_pairings(
-            self.game, np.random.default_rng(self.seed), count=64, red=lambda _: cell.red, blue=lambda _: cell.blue
+            self.game, np.random.default_rng(self.seed), count=count, red=lambda _: cell.red, blue=lambda _: cell.blue
         )
         played = play(self.game, self.policies, pairings)
         goal_ids = tuple(item.transcript.goal.id for item in played)
@@ -514,7 +517,7 @@ def searched(task: loop.Task[Any], scripts: Sequence[tuple[str, ...]], folder: P
         context = loop.DialogueContext(
             game=members.game,
             population=members,
-            play_cell=members.play_cell,
+            play_cells=members.play_cells,
             store=store,
             workdir=folder,
             meter=WorkMeter(SilentProgress(), "search", 1),
@@ -557,7 +560,7 @@ def _ended(game: Game, seed: int, phrase: str, folder: Path) -> tuple[Any, float
         version="fresh",
         mixture=mixture,
         payoffs=solution.payoffs,
-        context=loop.Context(population=members, play_cell=members.play_cell, seed=seed),
+        context=loop.Context(population=members, play_cells=members.play_cells, dialogues_per_cell=64, seed=seed),
     )
     everything = [(tactic.template,) for tactic in TACTICS if tactic.first_turn == 0]
     fresh = searched(task, everything, folder, seed=seed + 1000)
@@ -579,7 +582,9 @@ def _ended(game: Game, seed: int, phrase: str, folder: Path) -> tuple[Any, float
 
 def _solved(members: ScriptedMembers, red: Any, blue: Any, most: int, seed: int) -> loop.Solution:
     method = loop.Method(meta_solver=nash, oracles={"red": red, "blue": blue}, schedule=until_nothing_is_found(most))
-    return loop.solve(method, loop.Context(population=members, play_cell=members.play_cell, seed=seed))
+    return loop.solve(
+        method, loop.Context(population=members, play_cells=members.play_cells, dialogues_per_cell=64, seed=seed)
+    )
 
 
 SECTIONS: dict[str, Callable[[int], Section]] = {

@@ -23,6 +23,7 @@ from rtg_env.errors import ConfigError, JudgeError
 from rtg_env.transcripts import Played
 from rtg_env.types import Role
 from rtg_solvers.empirical import Mixture
+from rtg_solvers.intervals import gain_interval
 from rtg_solvers.measures import Estimate, paired_estimate
 from rtg_solvers.payoffs import PayoffTensor
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, utilities
@@ -50,6 +51,9 @@ class Gap:
     blue_gain: Estimate
     """Of blue over its mixture, against red's mixture."""
 
+    total_interval: tuple[float, float] | None = None
+    """Of the sum of the clipped gains, from both sides' dialogues together: about half as wide as the sum of the ends."""
+
     @property
     def total(self) -> float:
         """Sum of the gains, a failed best response counted as 0: an estimate of a lower bound on NashConv."""
@@ -57,7 +61,13 @@ class Gap:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Sum of the clipped ends: covers at least as often as both gains' intervals together."""
+        """Of the sum of the clipped gains, 95 %.
+
+        Without `total_interval`, the sum of the clipped ends: covers at least as often as both gains' intervals do
+        together.
+        """
+        if self.total_interval is not None:
+            return self.total_interval
         low = clipped(self.red_gain.low) + clipped(self.blue_gain.low)
         return low, clipped(self.red_gain.high) + clipped(self.blue_gain.high)
 
@@ -104,6 +114,7 @@ def measure_gap(
         blue_deviation=blue_version,
         red_gain=paired_gain(game, "red", red_played, mixed),
         blue_gain=paired_gain(game, "blue", blue_played, mixed),
+        total_interval=_total_interval(game, mixed, red_played, blue_played),
     )
 
 
@@ -187,6 +198,23 @@ def most_paid(role: Role, played: Mapping[str, Sequence[Played]]) -> str:
 def deviating(pairing: Pairing, role: Role, version: str) -> Pairing:
     """The same deal and seed with another policy on one side."""
     return replace(pairing, red=version) if role == "red" else replace(pairing, blue=version)
+
+
+def _total_interval(
+    game: Game, mixed: Sequence[Played], red: Sequence[Played], blue: Sequence[Played]
+) -> tuple[float, float]:
+    """Each side may deviate or stay: the sum of the clipped gains is NashConv in that 2 x 2 choice."""
+    goal_ids = [item.transcript.goal.id for item in mixed]
+    if len(set(goal_ids)) < 2:
+        return math.nan, math.nan
+    stay = utilities(mixed)
+    found = gain_interval(
+        np.stack([stay, utilities(red)]),
+        np.stack([stay, utilities(blue)]),
+        goal_ids,
+        bounds=(0.0, game.config.max_utility),
+    )
+    return found.low, found.high
 
 
 def paired_gain(game: Game, role: Role, deviation: Sequence[Played], base: Sequence[Played]) -> Estimate:

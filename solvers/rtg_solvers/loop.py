@@ -16,8 +16,9 @@ from rtg_agents.progress import WorkMeter
 from rtg_env.transcripts import TranscriptStore
 from rtg_env.types import Role
 from rtg_solvers.empirical import MetaSolver, Mixture
-from rtg_solvers.payoffs import PayoffTensor, PlayCell
+from rtg_solvers.payoffs import PayoffTensor, PlayCells
 from rtg_solvers.rollout import Game
+from rtg_solvers.sampling import SamplingSettings, sample_adaptively
 from rtg_solvers.seeding import rng_for
 
 
@@ -48,8 +49,14 @@ class Context:
     population: Members
     """All members so far."""
 
-    play_cell: PlayCell
-    """Plays the dialogues of one payoff cell, or reads them back."""
+    play_cells: PlayCells
+    """Plays the dialogues of payoff cells, or reads them back."""
+
+    dialogues_per_cell: int = 1
+    """Of a new payoff cell; with `sampling`, what cells have on average once it is done."""
+
+    sampling: SamplingSettings | None = None
+    """Give more dialogues to the cells that decide; None: all cells alike."""
 
     bounds: tuple[float, float] = (0.0, 1.0)
     """Least and most that red can win."""
@@ -186,5 +193,10 @@ def _task(role: Role, iteration: int, mixture: Mixture, payoffs: PayoffTensor, c
 
 
 def _extended(payoffs: PayoffTensor, context: Context) -> PayoffTensor:
-    names = context.population.names
-    return payoffs.extended(names("red"), names("blue"), context.play_cell)
+    """Plays the missing row and column; with sampling, also more of the cells that decide."""
+    names, count = context.population.names, context.dialogues_per_cell
+    if context.sampling is None:
+        return payoffs.extended(names("red"), names("blue"), context.play_cells, count)
+    payoffs = payoffs.extended(names("red"), names("blue"), context.play_cells, context.sampling.start(count))
+    budget = count * len(payoffs.red) * len(payoffs.blue)
+    return sample_adaptively(payoffs, context.play_cells, budget, context.sampling).payoffs

@@ -103,7 +103,8 @@ def from_json(data: Mapping[str, Any]) -> Result:
     for name in ("harm_cells", "unhelpful_cells"):
         values[name] = tuple(tuple(row) for row in data[name])
     for name in ("oracle_gap", "restricted_gap"):
-        gap = data[name]
+        gap = dict(data[name])
+        gap["total_interval"] = tuple(gap["total_interval"]) if gap.get("total_interval") else None
         values[name] = Gap(
             **{**gap, "red_gain": Estimate(**gap["red_gain"]), "blue_gain": Estimate(**gap["blue_gain"])}
         )

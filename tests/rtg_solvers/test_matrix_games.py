@@ -47,7 +47,7 @@ def test_noisy_cells_pay_all_or_nothing_around_the_truth_and_longer_plays_begin_
     assert few.utilities.tolist() == many.utilities[:50].tolist()
     assert many.utilities.mean() == pytest.approx(0.6, abs=0.02)
     assert set(many.goal_ids) == {f"dialogue-{index}" for index in range(4000)}
-    assert context.members.num_dialogues == 400 * solution.payoffs.mean.size + 4050
+    assert context.members.num_dialogues == 400 * (solution.payoffs.mean.size - 1) + 4000
 
 
 def test_nearly_best_responses_are_drawn_among_all_that_are_near() -> None:

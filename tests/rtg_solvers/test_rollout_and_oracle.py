@@ -170,7 +170,7 @@ def context(backend, tmp_path, judge=None, **changes) -> loop.DialogueContext:
     return loop.DialogueContext(
         game=game(judge, **changes),
         population=population,
-        play_cell=None,
+        play_cells=None,
         store=TranscriptStore(tmp_path / "run.db", GOALS),
         seed=0,
         workdir=tmp_path / "work",

@@ -185,7 +185,7 @@ def test_the_payoff_tensor_of_a_team_as_one_meta_player_has_the_value_of_joint_p
         goals = tuple(item.transcript.goal.id for item in played)
         return Samples(utilities=utilities(played), goal_ids=goals, harmful=np.ones(8, bool))
 
-    payoffs = PayoffTensor().extended(reds, blues, play_cell)
+    payoffs = PayoffTensor().extended(reds, blues, lambda wanted: {cell: play_cell(cell) for cell in wanted}, 8)
     assert payoffs.mean.tolist() == joint_payoff(rendezvous(1.0)).tolist()
     mixture = nash(payoffs, None, np.random.default_rng(0))
     assert mixture.value == pytest.approx(0.5, abs=1e-8)

@@ -72,8 +72,11 @@ class Strategies:
         for member in members:
             self._members.setdefault(member.version, member)
 
-    def play_cell(self, cell: Cell) -> Samples:
-        """The exact expected utility of a pair, as one dialogue."""
+    def play_cells(self, wanted: Mapping[Cell, int]) -> dict[Cell, Samples]:
+        """The exact expected utility of each pair, as one dialogue."""
+        return {cell: self._exact(cell) for cell in wanted}
+
+    def _exact(self, cell: Cell) -> Samples:
         from open_spiel.python.algorithms.expected_game_score import policy_value
 
         policies = [self._members[cell.red].policy, self._members[cell.blue].policy]
@@ -122,7 +125,7 @@ def exact_context(game: Any, start: Mapping[Role, Any] | None = None) -> ExactCo
     strategies = Strategies(game, start)
     return ExactContext(
         population=strategies,
-        play_cell=strategies.play_cell,
+        play_cells=strategies.play_cells,
         bounds=(game.min_utility(), game.max_utility()),
         strategies=strategies,
     )

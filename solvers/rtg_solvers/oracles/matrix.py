@@ -82,13 +82,18 @@ class MatrixMembers:
             raise ConfigError(f"expected dialogues_per_cell >= 0, got {dialogues_per_cell}")
         self.payoff = checked_matrix(payoff)
         self.bounds = (float(self.payoff.min()), float(self.payoff.max()))
-        self.num_dialogues = 0
-        self._per_cell, self._seed = dialogues_per_cell, seed
+        self.sampled, self._seed = dialogues_per_cell > 0, seed
+        self._most: dict[Cell, int] = {}
         self._members: dict[str, MatrixStrategy] = {}
         roles: tuple[Role, ...] = ("red", "blue")
         for role, size in zip(roles, self.payoff.shape, strict=True):
             weights = _strategy((start or {}).get(role, 0), size, role)
             self.extend([MatrixStrategy(self.next_version(role), role, weights)])
+
+    @property
+    def num_dialogues(self) -> int:
+        """All that were played, each counted once."""
+        return sum(self._most.values())
 
     def names(self, role: Role) -> tuple[str, ...]:
         """Versions of one side, oldest first."""
@@ -111,22 +116,25 @@ class MatrixMembers:
         """[N, A] strategies of these members, all of one side."""
         return np.array([self._members[name].weights for name in names])
 
-    def play_cell(self, cell: Cell) -> Samples:
-        """The expected utility of a pair as one dialogue, or as many dialogues as were asked for."""
-        if not self._per_cell:
-            value = self._members[cell.red].weights @ self.payoff @ self._members[cell.blue].weights
-            return Samples(utilities=np.array([value]), goal_ids=("exact",), harmful=np.array([True]))
-        return self.dialogues(cell, self._per_cell)
+    def play_cells(self, wanted: Mapping[Cell, int]) -> dict[Cell, Samples]:
+        """The expected utility of each pair as one dialogue, or as many dialogues as are wanted."""
+        return {
+            cell: self.dialogues(cell, count) if self.sampled else self._exact(cell) for cell, count in wanted.items()
+        }
+
+    def _exact(self, cell: Cell) -> Samples:
+        value = self._members[cell.red].weights @ self.payoff @ self._members[cell.blue].weights
+        return Samples(utilities=np.array([value]), goal_ids=("exact",), harmful=np.array([True]))
 
     def dialogues(self, cell: Cell, count: int) -> Samples:
         """The first `count` all-or-nothing dialogues of a pair: red wins the most or the least payoff of the matrix.
 
-        Fewer dialogues of the same pair are a prefix of more; `num_dialogues` counts what was asked for in all.
+        Fewer dialogues of the same pair are a prefix of more.
         """
         low, high = self.bounds
         value = float(self._members[cell.red].weights @ self.payoff @ self._members[cell.blue].weights)
         won = rng_for(self._seed, "cell", *cell).random(count) < (value - low) / ((high - low) or 1.0)
-        self.num_dialogues += count
+        self._most[cell] = max(count, self._most.get(cell, 0))
         names = tuple(f"dialogue-{index}" for index in range(count))
         return Samples(utilities=np.where(won, high, low), goal_ids=names, harmful=np.ones(count, bool))
 
@@ -210,7 +218,12 @@ def matrix_context(
     """A run on a matrix game, nothing played yet; arguments and errors as `MatrixMembers`."""
     members = MatrixMembers(payoff, start, dialogues_per_cell=dialogues_per_cell, seed=seed)
     return MatrixContext(
-        population=members, play_cell=members.play_cell, bounds=members.bounds, members=members, seed=seed
+        population=members,
+        play_cells=members.play_cells,
+        bounds=members.bounds,
+        members=members,
+        seed=seed,
+        dialogues_per_cell=max(1, dialogues_per_cell),
     )
 
 
