@@ -258,7 +258,9 @@ class Session:
         gap_settings = {"seed": self._config.seed, "count": self._config.dialogues_per_gap}
         oracle_gaps = []
         for k, iteration in enumerate(solution.iterations):
-            newest = {member.role: member.version for member in iteration.new}
+            # A side for which nothing better was found deviates to its newest member.
+            before = {"red": iteration.mixture.red_names[-1], "blue": iteration.mixture.blue_names[-1]}
+            newest = before | {member.role: member.version for member in iteration.new}
             pair = (newest["red"], newest["blue"])
             oracle_gaps.append(
                 measure_gap(f"oracle-gap/{k}", self._game, iteration.mixture, pair, self._play_unit, **gap_settings)
