@@ -1,16 +1,12 @@
 """Ground truth where the truth is exact: dialogue games and teams, diversity, a published matrix, and planted fakes.
 
-    python benchmarks/ground_truth_games.py --check            # all four sections, minutes on a CPU
-    python benchmarks/ground_truth_games.py --only seas,fakes
-
-`dialogues` the loop with exact oracles against OpenSpiel's linear program, and our environment against the table;
-`diversity` what a bonus for being different costs; `seas` the solvers on a published cross-play; `fakes` an oracle that
-learns nothing and a weakness that nobody uses.
+Sections of `ground_truth.py`: `dialogues`, the loop with exact oracles against OpenSpiel's linear program, and our
+environment against the table; `diversity`, what a bonus for being different costs; `seas`, the solvers on a published
+cross-play; `fakes`, an oracle that learns nothing and a weakness that nobody uses.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +16,11 @@ from typing import Any, NamedTuple
 
 import matrix_games
 import numpy as np
+from ground_truth_parts import Options, Section
 from open_spiel.python.algorithms import cfr
 from open_spiel.python.algorithms.expected_game_score import policy_value
 from scipy import stats
-from timing import Bar, finish
+from timing import Bar
 
 from rtg_agents import PlannedPolicy, TemplatePolicy, always_comply, always_refuse, plain_attacker
 from rtg_agents.policy import Policy
@@ -60,13 +57,6 @@ _ANNEALING = 15
 
 _PLACES = (0, 1, 2, 4, 8, 12, 16, 24, 32, 48)
 """Iterations whose NashConv is recorded."""
-
-
-class Section(NamedTuple):
-    """What one part of the benchmark found."""
-
-    figures: dict[str, Any]
-    bars: list[Bar]
 
 
 # -- dialogues
@@ -587,33 +577,14 @@ def _solved(members: ScriptedMembers, red: Any, blue: Any, most: int, seed: int)
     )
 
 
-SECTIONS: dict[str, Callable[[int], Section]] = {
-    "dialogues": dialogues,
-    "diversity": diversity,
-    "seas": seas,
-    "fakes": fakes,
+def section(run: Callable[[int], Section], rounds: int) -> Callable[[Options], Section]:
+    """A section with the rounds that its bars are stated for; one for a quick look."""
+    return lambda options: run(options.times(rounds, 1))
+
+
+SECTIONS: dict[str, Callable[[Options], Section]] = {
+    "dialogues": section(dialogues, 5),  # games per size
+    "diversity": section(diversity, 10),  # seeds
+    "seas": section(seas, 1),
+    "fakes": section(fakes, 5),  # sixties of null runs
 }
-ROUNDS = {"dialogues": 5, "diversity": 10, "seas": 1, "fakes": 5}
-"""Games per size, seeds, nothing, sixties of null runs."""
-
-
-def main() -> None:
-    """Run sections alone; `ground_truth.py` runs all there are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, separated by commas")
-    parser.add_argument("--rounds", type=int, help="default: as much as the bars are stated for")
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    options = parser.parse_args()
-    found, bars = {}, []
-    for name in options.only.split(","):
-        begin = time.perf_counter()
-        section = SECTIONS[name](options.rounds or ROUNDS[name])
-        found[name] = {**section.figures, "seconds": round(time.perf_counter() - begin, 1)}
-        bars += section.bars
-        print(f"{name}: {found[name]['seconds']} s", flush=True)
-    finish({"sections": found}, bars, out=options.out, check=options.check)
-
-
-if __name__ == "__main__":
-    main()
