@@ -36,9 +36,10 @@ from rtg_env.judges import Judge, OfflineJudge
 from rtg_env.rules import Deal
 from rtg_solvers import Game, Pairing, play
 from rtg_solvers.advantages import leave_one_out
-from rtg_solvers.lessons import collect_lessons, reinforce
+from rtg_solvers.lessons import collect_lessons
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.trainer import Trainer
+from rtg_solvers.updates import reinforce
 
 SKEWED = (20, 12, 8, 6, 4, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1)
 """Rows per policy when shares are unequal; 64 in all."""

@@ -8,6 +8,7 @@
     |-- JudgeError (RuntimeError)          a judge failed on every case, or on too many
     |-- PolicyError (RuntimeError)         a policy or backend broke its contract
     |-- PayoffShapeError (ValueError)      a payoff tensor and a mixture disagree about sizes
+    |-- SolverError (RuntimeError)         a meta-solver does not converge
     |-- ZeroSumError (RuntimeError)        rewards of the two teams do not cancel
     |-- ModelError (RuntimeError)          a model cannot be found, fetched or verified
     |-- ConformanceError (AssertionError)  an environment or a judge does not keep what `rtg_env.testing` asks
@@ -55,6 +56,10 @@ class PolicyError(RTGError, RuntimeError):
 
 class PayoffShapeError(RTGError, ValueError):
     """A payoff tensor and a mixture disagree about sizes."""
+
+
+class SolverError(RTGError, RuntimeError):
+    """A meta-solver does not converge."""
 
 
 class ZeroSumError(RTGError, RuntimeError):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -39,3 +40,30 @@ def test_the_floor_of_decoding_counts_what_a_step_reads(monkeypatch: pytest.Monk
     slots = len(next(iter(backend.bank.layers.values())).down)
     factors = 16 * 2 * (2 * (128 + 128) + 2 * (128 + 64) + 3 * (128 + 256))
     assert few == weights + 4 * slots * factors + 10 * (2 * 2 * 2 * 32 * 4)
+
+
+def test_matrix_games_are_what_they_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import matrix_games
+
+    rng = np.random.default_rng(0)
+    symmetric = [matrix_games.skill(7, rng), matrix_games.blotto(4, 3), matrix_games.rock_paper_scissors()]
+    for payoff in (*symmetric, matrix_games.transitive(5, rng), matrix_games.disc(5, rng)):
+        assert np.allclose(payoff, -payoff.T)
+        assert np.abs(payoff).max() <= 1.0
+    # Four soldiers on three fields: 15 plans.
+    plans = [(a, b, 4 - a - b) for a in range(5) for b in range(5 - a)]
+    blotto = matrix_games.blotto(4, 3)
+    assert blotto.shape == (15, 15)
+    assert blotto[plans.index((1, 1, 2)), plans.index((4, 0, 0))] == 1.0
+    assert blotto[plans.index((2, 2, 0)), plans.index((4, 0, 0))] == 0.0  # one field each, the third is tied
+
+
+def test_the_published_saddle_is_found_by_every_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyspiel")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import ground_truth_games
+
+    section = ground_truth_games.seas(1)
+    assert [bar.name for bar in section.bars if not bar.holds] == []
+    assert section.figures["nash_conv_of_pairs"] == [92.05, 89.98, 68.01, 0.0]

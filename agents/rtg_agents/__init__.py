@@ -20,7 +20,15 @@ from rtg_agents.policy import (
     TokenSequence,
 )
 from rtg_agents.population import Member, Population
-from rtg_agents.scripted import RandomPolicy, ScriptedPolicy, TemplatePolicy, plain_attacker
+from rtg_agents.scripted import (
+    PlannedPolicy,
+    RandomPolicy,
+    ScriptedPolicy,
+    TemplatePolicy,
+    always_comply,
+    always_refuse,
+    plain_attacker,
+)
 from rtg_agents.sequences import RecordedSequence, RecordedSequences, SpanSource, recorded_sequences
 from rtg_agents.tactics import Perceptron, TacticPolicy
 
@@ -42,6 +50,7 @@ __all__ = [
     "LoraSettings",
     "Member",
     "Perceptron",
+    "PlannedPolicy",
     "Policy",
     "PolicyBank",
     "Population",
@@ -57,6 +66,8 @@ __all__ = [
     "TemplatePolicy",
     "TokenSequence",
     "TorchBackend",
+    "always_comply",
+    "always_refuse",
     "fetch_wheel",
     "load_goal_set",
     "plain_attacker",

@@ -15,14 +15,14 @@ from typing import Literal, Protocol, cast
 
 from rtg_agents.policy import BASE, Backend, BackendPolicy, Policy, Sampling
 from rtg_agents.prompting import blue_view, red_view
-from rtg_agents.scripted import TemplatePolicy, plain_attacker
+from rtg_agents.scripted import PlannedPolicy, TemplatePolicy, plain_attacker
 from rtg_agents.tactics import TacticPolicy
-from rtg_env.errors import PolicyError, RunError
+from rtg_env.errors import ConfigError, PolicyError, RunError
 from rtg_env.files import write_text
 from rtg_env.judges.base import Encoder, Judge
 from rtg_env.types import Role
 
-MemberKind = Literal["base", "plain", "templates", "adapter", "tactics"]
+MemberKind = Literal["base", "plain", "templates", "script", "adapter", "tactics"]
 _LINEAGE = "lineage.json"
 
 
@@ -61,6 +61,15 @@ class Member:
 
     lineage: Mapping[str, object] = field(default_factory=dict)
     """How it came to be: iteration, the mixture it answers, settings."""
+
+    script: tuple[str, ...] = ()
+    """What a `script` member says, one template per exchange (`PlannedPolicy`); empty for other kinds."""
+
+    def __post_init__(self) -> None:
+        """Refuse a script without lines, and lines of anything else."""
+        object.__setattr__(self, "script", tuple(self.script))  # JSON has lists
+        if (self.kind == "script") != bool(self.script) or not all(isinstance(line, str) for line in self.script):
+            raise ConfigError(f"expected lines for a script member alone, got {len(self.script)} for a {self.kind} one")
 
     @property
     def folder_name(self) -> str:
@@ -197,12 +206,14 @@ class Population:
             return plain_attacker(member.version)
         if member.kind == "templates":
             return TemplatePolicy(name=member.version)
+        if member.kind == "script":
+            return PlannedPolicy(name=member.version, templates=member.script)
         return self.model_policy(member.version, member.role, BASE if member.kind == "base" else member.version)
 
     def _write(self, member: Member, policy: TacticPolicy | None) -> None:
         folder = self._folder / member.folder_name
         record = {name: getattr(member, name) for name in ("version", "role", "kind", "label", "lineage")}
-        text = json.dumps(record, indent=1)
+        text = json.dumps({**record, "script": member.script} if member.script else record, indent=1)
         if member.kind == "adapter":
             self.backend.save_adapter(member.version, folder, extra={_LINEAGE: text})
             return

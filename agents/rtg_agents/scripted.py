@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from rtg_env.errors import ConfigError
-from rtg_env.tactics import TACTICS
+from rtg_env.tactics import TACTICS, Tactic
 from rtg_env.types import Action, Observation
 
 ATTACK_TEMPLATES: Final = tuple(tactic.template for tactic in TACTICS if tactic.first_turn == 0)
@@ -90,6 +90,43 @@ class TemplatePolicy:
             raise ConfigError(f"expected {self.name} to play red, it was asked to speak as {observation.agent_id}")
         index = int(np.random.default_rng(seed).integers(len(self.templates)))
         return self.templates[index].replace("{goal}", observation.goal.text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPolicy:
+    """Plays a plan: one template per exchange, the last one again if a dialogue is longer; for either side."""
+
+    name: str
+    """Version name."""
+
+    templates: tuple[str, ...]
+    """Of exchange 0, 1, ..; `{goal}` becomes the goal's text (red's alone), `{reply}` blue's last answer."""
+
+    def __post_init__(self) -> None:
+        """Refuse a plan without a template."""
+        if not self.templates:
+            raise ConfigError(f"expected at least one template for {self.name}, got none")
+
+    def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
+        """The filled template of each observation's exchange."""
+        del seeds
+        return [Action(text=self._fill(o), policy=self.name) for o in observations]
+
+    def _fill(self, observation: Observation) -> str:
+        template = self.templates[min(observation.turn, len(self.templates) - 1)]
+        if observation.goal is None and "{goal}" in template:
+            raise ConfigError(f"expected {self.name} to play red, it was asked to speak as {observation.agent_id}")
+        return Tactic(name="planned", template=template).fill(observation)
+
+
+def always_refuse(name: str = "always-refuse") -> ScriptedPolicy:
+    """Blue that refuses whatever it is asked."""
+    return ScriptedPolicy(name=name, lines=("I'm sorry, but I can't help with that.",))
+
+
+def always_comply(name: str = "always-comply") -> ScriptedPolicy:
+    """Blue that agrees to whatever it is asked, without a word about it."""
+    return ScriptedPolicy(name=name, lines=("Sure, here it is.",))
 
 
 def plain_attacker(name: str = "plain") -> TemplatePolicy:

@@ -5,11 +5,12 @@ Names that need torch are loaded on first use.
 
 from typing import TYPE_CHECKING, Any
 
-from rtg_solvers.empirical import Equilibrium, Mixture, NashConv, nash, nash_conv, solve_zero_sum, uniform
+from rtg_solvers.empirical import Equilibrium, Mixture, NashConv, nash_conv, solve_zero_sum
 from rtg_solvers.measures import Estimate, mean_estimate, paired_estimate
+from rtg_solvers.meta_solvers import META_SOLVERS, meta_solver, nash, uniform
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.payoffs import Cell, PayoffTensor, Samples
-from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
+from rtg_solvers.rollout import Game, Pairing, draw_pairings, joint_version, play
 from rtg_solvers.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _LAZY = {"GRTSConfig": "methods.grts", "Trainer": "trainer", "run_grts": "session"}
 
 __all__ = [
+    "META_SOLVERS",
     "Cell",
     "Equilibrium",
     "Estimate",
@@ -33,7 +35,9 @@ __all__ = [
     "Samples",
     "Trainer",
     "draw_pairings",
+    "joint_version",
     "mean_estimate",
+    "meta_solver",
     "nash",
     "nash_conv",
     "paired_estimate",

@@ -84,6 +84,22 @@ def returns_to_go(rewards_S: np.ndarray, dialogues: Sequence[Hashable], *, disco
     return returns
 
 
+def paid_until_the_next(returns_S: np.ndarray, dialogues: Sequence[Hashable]) -> np.ndarray:
+    """What was paid from each sentence until the learner spoke again: the inverse of `returns_to_go` without discount.
+
+    Args:
+        returns_S: [S] returns to go.
+        dialogues: [S] labels.
+
+    Returns:
+        [S].
+    """
+    paid = np.array(returns_S, dtype=float)
+    for indices in _members(dialogues, len(paid)).values():
+        paid[indices[:-1]] -= np.asarray(returns_S, dtype=float)[indices[1:]]
+    return paid
+
+
 class TurnAdvantages(NamedTuple):
     """Generalised advantages of sentences and what their values should have been."""
 

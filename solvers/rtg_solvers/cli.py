@@ -66,7 +66,8 @@ def _common(
 
 
 @app.command()
-def solve(
+def solve(  # noqa: PLR0913 - a command line
+    method: Annotated[str | None, typer.Option(help="grts (default), self-play or fictitious-play.")] = None,
     model: Annotated[str | None, typer.Option(help=_MODEL_HELP)] = None,
     goals: Annotated[str | None, typer.Option(help=_GOALS_HELP)] = None,
     judge: Annotated[str | None, typer.Option(help=_JUDGE_HELP)] = None,
@@ -78,16 +79,17 @@ def solve(
     offline: Offline = False,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Solve a red-teaming game between two populations of LoRA policies (GRTS).
+    """Solve a red-teaming game between two populations of LoRA policies.
 
     Without options it runs the quick preset: one double-oracle iteration on SmolLM2-135M, one exchange per dialogue. Each
     side's best response is trained by reinforcement learning, every pair of members is played, OpenSpiel solves the payoff
-    matrix, and the result is checked on fresh dialogues. The same command goes on after an interruption; a finished run is
-    reported, not repeated.
+    matrix, and the result is checked on fresh dialogues. --method says whom best responses prepare for: a mixture of all
+    members (grts), the newest (self-play), or all alike (fictitious-play). The same command goes on after an interruption;
+    a finished run is reported, not repeated.
     """
     from rtg_env import goals as goals_module
 
-    settings = _grts_config(config, {"model": model, "goals": goals, "judge": judge, "seed": seed})
+    settings = _grts_config(config, {"method": method, "model": model, "goals": goals, "judge": judge, "seed": seed})
     from rtg_solvers import report as report_module
     from rtg_solvers.session import check_goals, resolve_judge, run_grts
 

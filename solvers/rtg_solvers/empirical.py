@@ -1,4 +1,4 @@
-"""The empirical game: from a payoff tensor to mixtures, through OpenSpiel.
+"""The empirical game: payoffs, equilibria and mixtures; `meta_solvers` makes mixtures of payoffs.
 
 OpenSpiel's LP Nash is used as it is, with HiGHS instead of its default solver, which the wheel lacks (and which is
 GPL). Payoffs are scaled to [0, 1] first: equilibria do not change, and the solver's tolerances then fit.
@@ -35,7 +35,10 @@ class Mixture:
     """[C] versions."""
 
     value: float
-    """What red wins on average when both sides draw from their mixture, by the payoffs that were solved."""
+    """Of the game: what red wins at an equilibrium of the payoffs that were solved, whatever the mixture."""
+
+    expected: float
+    """What red wins on average when both sides draw from their mixture, by the same payoffs."""
 
     diagnostics: dict[str, float] = field(default_factory=dict)
     """Figures of the solver."""
@@ -82,39 +85,20 @@ class NashConv:
     """Of the column player."""
 
 
-def nash(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator) -> Mixture:
-    """Meta-solver: LP Nash of the mean payoffs.
+def checked_means(payoffs: PayoffTensor) -> np.ndarray:
+    """[R, C] the means of a tensor in which every cell has a scored dialogue.
 
     Raises:
-        PayoffShapeError: If a cell has no scored dialogue.
+        PayoffShapeError: If a cell has none; it is named.
     """
-    del previous, rng
-    mean = payoffs.mean
+    mean = checked_shape(payoffs.mean)
     if np.isnan(mean).any():
         r, c = np.argwhere(np.isnan(mean))[0]
         raise PayoffShapeError(
             f"expected at least one scored dialogue in every cell, {payoffs.red[r]} against {payoffs.blue[c]} has "
             "none; mend the judge and run again"
         )
-    solution = solve_zero_sum(mean)
-    return Mixture(
-        red=solution.row,
-        blue=solution.column,
-        red_names=payoffs.red,
-        blue_names=payoffs.blue,
-        value=solution.value,
-        diagnostics={"nash_conv_in_matrix": nash_conv(mean, solution.row, solution.column).total},
-    )
-
-
-def uniform(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator) -> Mixture:
-    """Meta-solver: every member alike (fictitious play over the population)."""
-    del previous, rng
-    rows, columns = payoffs.mean.shape
-    red, blue = np.full(rows, 1 / rows), np.full(columns, 1 / columns)
-    return Mixture(
-        red=red, blue=blue, red_names=payoffs.red, blue_names=payoffs.blue, value=float(red @ payoffs.mean @ blue)
-    )
+    return mean
 
 
 def solve_zero_sum(payoff: np.ndarray) -> Equilibrium:
@@ -135,7 +119,7 @@ def solve_zero_sum(payoff: np.ndarray) -> Equilibrium:
         raise MissingExtraError(error.name or "pyspiel", "solve") from error
     low, scale = float(matrix.min()), float(np.ptp(matrix)) or 1.0
     unit = (matrix - low) / scale
-    with _highs(lp_solver):
+    with highs(lp_solver):
         row, column, value, _ = lp_solver.solve_zero_sum_matrix_game(pyspiel.create_matrix_game(unit, -unit))
     return Equilibrium(_distribution(row), _distribution(column), low + scale * float(np.squeeze(value)))
 
@@ -175,17 +159,27 @@ def checked_matrix(payoff: np.ndarray) -> np.ndarray:
     Raises:
         PayoffShapeError: If it is something else.
     """
-    matrix = np.asarray(payoff, dtype=float)
-    if matrix.ndim != 2 or matrix.size == 0:
-        raise PayoffShapeError(f"expected a payoff matrix with at least one row and column, got shape {matrix.shape}")
+    matrix = checked_shape(payoff)
     if not np.isfinite(matrix).all():
         r, c = np.argwhere(~np.isfinite(matrix))[0]
         raise PayoffShapeError(f"expected finite payoffs, got {matrix[r, c]} in row {r + 1}, column {c + 1}")
     return matrix
 
 
+def checked_shape(payoff: np.ndarray) -> np.ndarray:
+    """A float matrix with at least one entry.
+
+    Raises:
+        PayoffShapeError: If it is something else.
+    """
+    matrix = np.asarray(payoff, dtype=float)
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise PayoffShapeError(f"expected a payoff matrix with at least one row and column, got shape {matrix.shape}")
+    return matrix
+
+
 @contextmanager
-def _highs(lp_solver: object) -> Iterator[None]:
+def highs(lp_solver: object) -> Iterator[None]:
     """Let OpenSpiel's LP use HiGHS for the time of one call; the default of the wheel is not installed."""
     solve = lp_solver.LinearProgram.solve  # type: ignore[attr-defined]  # untyped module
     before = solve.__defaults__

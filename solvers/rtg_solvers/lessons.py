@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,14 +16,6 @@ from rtg_agents.policy import TokenSequence
 from rtg_agents.sequences import recorded_sequences
 from rtg_env.transcripts import Played
 from rtg_env.types import Role
-from rtg_solvers.aggregation import Totals, aggregate
-from rtg_solvers.losses import reinforce_loss
-
-if TYPE_CHECKING:
-    import torch
-
-    from rtg_agents.hf import Evaluated
-    from rtg_solvers.trainer import StepFigures, Trainer
 
 
 class Sentence(NamedTuple):
@@ -47,6 +39,9 @@ class Sentence(NamedTuple):
     dialogue: int
     """Index of its dialogue."""
 
+    logps: tuple[float, ...] = ()
+    """Log-probability of each id when it was sampled."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
@@ -67,21 +62,43 @@ class Lessons:
 
     def per_sentence(self, logps: Sequence[Sequence[float]]) -> np.ndarray:
         """[N] sums over each sentence, of what is given per sampled id of each sequence."""
-        taken, sums = [0] * len(self.sequences), []
+        return np.array([float(sum(logps[sequence][ids])) for sequence, ids in self.places])
+
+    @property
+    def places(self) -> list[tuple[int, slice]]:
+        """Of each sentence, its sequence and its range among the ids sampled there."""
+        taken, found = [0] * len(self.sequences), []
         for sentence in self.sentences:
             begin = taken[sentence.sequence]
             taken[sentence.sequence] = begin + sentence.num_tokens
-            sums.append(float(sum(logps[sentence.sequence][begin : begin + sentence.num_tokens])))
-        return np.array(sums)
+            found.append((sentence.sequence, slice(begin, begin + sentence.num_tokens)))
+        return found
+
+    @property
+    def sampled_logps(self) -> np.ndarray:
+        """[S, T] log-probability of each sampled id under the policy that sampled it; 0 beyond."""
+        table = np.zeros((len(self.sequences), self._width))
+        for (sequence, ids), sentence in zip(self.places, self.sentences, strict=True):
+            table[sequence, ids] = sentence.logps
+        return table
+
+    @property
+    def first_ids(self) -> np.ndarray:
+        """[S, T] bool: the first id of each sentence, where its situation is valued."""
+        table = np.zeros((len(self.sequences), self._width), dtype=bool)
+        for sequence, ids in self.places:
+            table[sequence, ids.start] = True
+        return table
+
+    @property
+    def _width(self) -> int:
+        return max((sequence.num_sampled for sequence in self.sequences), default=0)
 
     def per_token(self, values_N: np.ndarray) -> np.ndarray:
         """[S, T] each sentence's value at each of its sampled ids; 0 beyond."""
-        width = max((sequence.num_sampled for sequence in self.sequences), default=0)
-        spread, taken = np.zeros((len(self.sequences), width)), [0] * len(self.sequences)
-        for sentence, value in zip(self.sentences, values_N, strict=True):
-            begin = taken[sentence.sequence]
-            taken[sentence.sequence] = begin + sentence.num_tokens
-            spread[sentence.sequence, begin : begin + sentence.num_tokens] = value
+        spread = np.zeros((len(self.sequences), self._width))
+        for (sequence, ids), value in zip(self.places, values_N, strict=True):
+            spread[sequence, ids] = value
         return spread
 
 
@@ -109,35 +126,10 @@ def collect_lessons(played: Sequence[Played], role: Role, version: str, group_si
                     reward=sign * sum(played[dialogue].transcript.payments[source.turn :]),
                     group=(dialogue // group_size, source.turn),
                     dialogue=dialogue,
+                    logps=source.logps,
                 )
             )
     return Lessons(tuple(item.tokens for item in found.sequences), tuple(sentences), found.broken_share)
-
-
-def reinforce(trainer: Trainer, lessons: Lessons, advantages_N: np.ndarray) -> StepFigures | None:
-    """One step of REINFORCE on one policy; sequences whose advantages are all 0 cost nothing and are left out.
-
-    Args:
-        trainer: Of that policy.
-        lessons: What it said.
-        advantages_N: [N] one per sentence.
-
-    Returns:
-        Figures, or None if every advantage was 0.
-    """
-    import torch
-
-    weights_ST = lessons.per_token(advantages_N)
-    useful = np.flatnonzero(weights_ST.any(axis=1))
-    weights = torch.tensor(weights_ST[useful], dtype=torch.float32)
-    totals = Totals(num_sequences=len(lessons.sentences))
-
-    def objective(said: Evaluated, places: Sequence[int]) -> torch.Tensor:
-        own = weights[list(places), : said.logps.shape[1]].to(said.logps.device)
-        return aggregate(reinforce_loss(said.logps, own), said.mask, "sequence-sum", totals)
-
-    figures = trainer.step([lessons.sequences[int(index)] for index in useful], objective)
-    return next(iter(figures.values()), None)
 
 
 def flat_share(advantages: np.ndarray, groups: Sequence[tuple[int, int]]) -> float:

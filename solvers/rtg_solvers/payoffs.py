@@ -7,7 +7,7 @@ same draws. Only game utility enters; no shaping.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +36,25 @@ class Samples:
     harmful: np.ndarray
     """[N] bool: whether red spoke (a harmful goal) or nature did."""
 
+    def first(self, count: int) -> Samples:
+        """The first `count` dialogues of the common order."""
+        return Samples(utilities=self.utilities[:count], goal_ids=self.goal_ids[:count], harmful=self.harmful[:count])
 
-PlayCell = Callable[[Cell], Samples]
-"""Plays (or reads back) the dialogues of one cell."""
+    def followed_by(self, more: Samples) -> Samples:
+        """These dialogues, then those."""
+        return Samples(
+            utilities=np.r_[self.utilities, more.utilities],
+            goal_ids=self.goal_ids + more.goal_ids,
+            harmful=np.r_[self.harmful, more.harmful],
+        )
+
+
+PlayCells = Callable[[Mapping[Cell, int]], Mapping[Cell, Samples]]
+"""Plays (or reads back) cells: how many dialogues each is to have, and those dialogues, old and new.
+
+Every cell is a prefix of one common order of goals and seeds. More than asked for may come back; the rest is cut off,
+so that a run that goes on after a kill decides by the same numbers as before.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +67,8 @@ class PayoffTensor:
     blue: tuple[str, ...] = ()
     """[C] versions, columns."""
 
-    max_utility: float = 1.0
-    """Utilities lie in [0, max_utility]."""
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """Least and most a utility can be."""
 
     samples: Mapping[Cell, Samples] = field(default_factory=dict)
     """Every cell of red x blue."""
@@ -68,7 +84,7 @@ class PayoffTensor:
     @property
     def mean(self) -> np.ndarray:
         """[R, C] means over scored dialogues; NaN where no dialogue of a cell was scored."""
-        return self._table(lambda estimate: estimate.mean)
+        return np.array([[_mean(self.samples[Cell(r, b)]) for b in self.blue] for r in self.red], dtype=float)
 
     @property
     def se(self) -> np.ndarray:
@@ -92,22 +108,42 @@ class PayoffTensor:
     def estimate(self, red: str, blue: str) -> Estimate:
         """One cell with its interval."""
         samples = self.samples[Cell(red, blue)]
-        return mean_estimate(samples.utilities, samples.goal_ids, bounds=(0.0, self.max_utility))
+        return mean_estimate(samples.utilities, samples.goal_ids, bounds=self.bounds)
 
-    def extended(self, red: Sequence[str], blue: Sequence[str], play: PlayCell) -> PayoffTensor:
+    @property
+    def num_played(self) -> np.ndarray:
+        """[R, C] dialogues, scored or not."""
+        return np.array([[self.samples[Cell(r, b)].utilities.size for b in self.blue] for r in self.red], dtype=int)
+
+    def extended(self, red: Sequence[str], blue: Sequence[str], play: PlayCells, count: int = 1) -> PayoffTensor:
         """The tensor over these members; plays only the cells that are missing.
 
         Args:
             red: Versions of all rows.
             blue: Versions of all columns.
-            play: Called once per missing cell, row by row.
+            play: Called once, if a cell is missing.
+            count: Dialogues of each missing cell.
+
+        Raises:
+            PayoffShapeError: If fewer dialogues come back than were asked for; the cell is named.
         """
-        samples = dict(self.samples)
-        for r in red:
-            for b in blue:
-                if Cell(r, b) not in samples:
-                    samples[Cell(r, b)] = play(Cell(r, b))
-        return PayoffTensor(red=tuple(red), blue=tuple(blue), max_utility=self.max_utility, samples=samples)
+        missing = {cell: count for cell in (Cell(r, b) for r in red for b in blue) if cell not in self.samples}
+        samples = {**self.samples, **_played(missing, play)}
+        return PayoffTensor(red=tuple(red), blue=tuple(blue), bounds=self.bounds, samples=samples)
+
+    def deepened(self, wanted: np.ndarray, play: PlayCells) -> PayoffTensor:
+        """The tensor with at least so many dialogues in each cell; plays only what is missing.
+
+        Args:
+            wanted: [R, C] dialogues that each cell is to have in all.
+            play: Called once, if a cell has fewer.
+
+        Raises:
+            PayoffShapeError: If fewer dialogues come back than were asked for; the cell is named.
+        """
+        table = zip(self._cells(), self.num_played.ravel(), np.asarray(wanted).ravel(), strict=True)
+        short = {cell: int(count) for cell, held, count in table if count > held}
+        return replace(self, samples={**self.samples, **_played(short, play)})
 
     def unscored_warnings(self, share: float = 0.02) -> list[str]:
         """One sentence per cell with more than this share of unscored dialogues."""
@@ -129,6 +165,26 @@ class PayoffTensor:
         return np.array([[value(self.estimate(r, b)) for b in self.blue] for r in self.red], dtype=float)
 
 
-def _mean(samples: Samples, harmful: bool) -> float:
-    kept = samples.utilities[(samples.harmful == harmful) & ~np.isnan(samples.utilities)]
+def _played(wanted: Mapping[Cell, int], play: PlayCells) -> dict[Cell, Samples]:
+    """Exactly the dialogues that were asked for.
+
+    Raises:
+        PayoffShapeError: If there are fewer.
+    """
+    if not wanted:
+        return {}
+    found = play(wanted)
+    samples = {}
+    for cell, count in wanted.items():
+        held = found[cell].utilities.size if cell in found else 0
+        if held < count:
+            raise PayoffShapeError(f"expected {count} dialogues of {cell.red} against {cell.blue}, got {held}")
+        samples[cell] = found[cell].first(count)
+    return samples
+
+
+def _mean(samples: Samples, harmful: bool | None = None) -> float:
+    """Over scored dialogues, of one kind of goal or of all."""
+    scored = ~np.isnan(samples.utilities)
+    kept = samples.utilities[scored if harmful is None else scored & (samples.harmful == harmful)]
     return float(kept.mean()) if kept.size else float("nan")

@@ -10,7 +10,7 @@ from rtg_env.errors import RunError
 from rtg_solvers.gaps import Gap
 from rtg_solvers.measures import Estimate
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,10 @@ class Result:
     """[C] blue's part of the solution."""
 
     value: float
-    """What red wins by the payoffs that were solved."""
+    """Of the game of these members: what red wins at an equilibrium of the payoffs."""
+
+    expected: float
+    """What red wins when both sides play their mixture, by the same payoffs; the value, if they are an equilibrium."""
 
     oracle_gap: Gap
     """Newest best responses against the mixtures they were trained on; the last iteration's."""
@@ -100,7 +103,8 @@ def from_json(data: Mapping[str, Any]) -> Result:
     for name in ("harm_cells", "unhelpful_cells"):
         values[name] = tuple(tuple(row) for row in data[name])
     for name in ("oracle_gap", "restricted_gap"):
-        gap = data[name]
+        gap = dict(data[name])
+        gap["total_interval"] = tuple(gap["total_interval"]) if gap.get("total_interval") else None
         values[name] = Gap(
             **{**gap, "red_gain": Estimate(**gap["red_gain"]), "blue_gain": Estimate(**gap["blue_gain"])}
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -23,13 +24,16 @@ from rtg_env.transcripts import Played
 from rtg_env.types import Action
 from rtg_solvers.seeding import draw_seed
 
+_JOINT: Final = "+"
+"""Between the versions of a joint one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
     """A dialogue that is to be played."""
 
     red: str
-    """Version of red's policy; it speaks for every red member."""
+    """Version of red's policy; it speaks for every red member. A joint version (`joint_version`) names one per seat."""
 
     blue: str
     """Version of blue's policy."""
@@ -39,6 +43,36 @@ class Pairing:
 
     seed: int
     """Seed of the dialogue."""
+
+
+def joint_version(versions: Sequence[str]) -> str:
+    """One name for a whole red team: the version of `red_0`, of `red_1`, .., such as `red_01@v1+red_03@v1`.
+
+    A team is one meta-player: its members are drawn together, as rows of one payoff tensor.
+
+    Args:
+        versions: One per seat, in the order of `GameConfig.red_agents`.
+
+    Raises:
+        PolicyError: If there is none, or a version is a joint one itself.
+    """
+    if not versions or any(_JOINT in version for version in versions):
+        raise PolicyError(f"expected versions without {_JOINT!r}, one per seat of the red team, got {list(versions)}")
+    return _JOINT.join(versions)
+
+
+def seats(version: str, num_red: int) -> tuple[str, ...]:
+    """Version of each seat of the red team: a plain version takes them all, a joint one must name each.
+
+    Raises:
+        PolicyError: If a joint version names another number of seats.
+    """
+    named = tuple(version.split(_JOINT))
+    if len(named) == 1:
+        return named * num_red
+    if len(named) != num_red:
+        raise PolicyError(f"expected a joint version of {num_red} red members, got {len(named)} in {version!r}")
+    return named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +129,14 @@ def play(game: Game, policies: Mapping[str, Policy], pairings: Sequence[Pairing]
         pairings: Who plays whom, on what, with which seed.
 
     Raises:
-        PolicyError: If a version is unknown or a policy breaks its contract.
+        PolicyError: If a version is unknown or names another number of seats, or a policy breaks its contract.
         JudgeError: If the judge failed in every single dialogue (of at least four).
     """
-    for version in {name for pairing in pairings for name in (pairing.red, pairing.blue)}:
+    deals = [_dealt(game.config, pairing) for pairing in pairings]
+    for version in {name for deal in deals for name in deal.policies}:
         if version not in policies:
             raise PolicyError(f"expected a policy for {version}, known are {', '.join(sorted(policies))}")
-    batch = DialogueBatch(game.config, [_dealt(game.config, pairing) for pairing in pairings], game.judge)
+    batch = DialogueBatch(game.config, deals, game.judge)
     with _fresh_memory(policies):
         while turns := batch.pending():
             batch.submit(_speak(game.config, policies, turns))
@@ -137,7 +172,7 @@ def utilities(played: Sequence[Played]) -> np.ndarray:
 
 
 def _dealt(config: GameConfig, pairing: Pairing) -> Deal:
-    return pairing.deal._replace(policies=(pairing.red,) * config.num_red + (pairing.blue,), seed=pairing.seed)
+    return pairing.deal._replace(policies=(*seats(pairing.red, config.num_red), pairing.blue), seed=pairing.seed)
 
 
 def _speak(config: GameConfig, policies: Mapping[str, Policy], turns: Sequence[Turn]) -> dict[int, Action]:

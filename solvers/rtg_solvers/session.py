@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -141,7 +141,7 @@ def run_grts(
     judge = resolve_judge(config.judge, offline=offline, cache_dir=cache_dir, progress=progress)
     check_goals(config, goal_set)
     settings = run_settings(config, goal_set, judge)
-    with RunDirectory(runs, name or default_name("grts", settings), settings, goal_set) as run:
+    with RunDirectory(runs, name or default_name(config.method, settings), settings, goal_set) as run:
         if run.store.has_block(_RESULT):
             return Outcome(path=run.path, result=result.from_json(run.store.block_data(_RESULT)), was_finished=True)
         if backend is None:
@@ -246,6 +246,7 @@ class Session:
         self._population = Population(run.population, backend, config.sampling)
         total = grts.cost(config, len(self._heldout.goals.harmful)).units
         self._meter = WorkMeter(progress, "solve", total)
+        self._cells: dict[Cell, Samples] = {}
 
     def finish(self) -> Result:
         """Run the loop to its end and measure the result."""
@@ -257,7 +258,9 @@ class Session:
         gap_settings = {"seed": self._config.seed, "count": self._config.dialogues_per_gap}
         oracle_gaps = []
         for k, iteration in enumerate(solution.iterations):
-            newest = {member.role: member.version for member in iteration.new}
+            # A side for which nothing better was found deviates to its newest member.
+            before = {"red": iteration.mixture.red_names[-1], "blue": iteration.mixture.blue_names[-1]}
+            newest = before | {member.role: member.version for member in iteration.new}
             pair = (newest["red"], newest["blue"])
             oracle_gaps.append(
                 measure_gap(f"oracle-gap/{k}", self._game, iteration.mixture, pair, self._play_unit, **gap_settings)
@@ -282,6 +285,7 @@ class Session:
             red_mixture=tuple(float(weight) for weight in mixture.red),
             blue_mixture=tuple(float(weight) for weight in mixture.blue),
             value=mixture.value,
+            expected=mixture.expected,
             oracle_gap=oracle_gaps[-1],
             restricted_gap=restricted,
             heldout_red_gain=red_gain,
@@ -291,32 +295,37 @@ class Session:
             warnings=tuple(payoffs.unscored_warnings()),
         )
 
-    def _context(self) -> loop.Context:
-        return loop.Context(
+    def _context(self) -> loop.DialogueContext:
+        return loop.DialogueContext(
+            bounds=(0.0, self._config.game.max_utility),
             game=self._game,
             population=self._population,
-            play_cell=self._play_cell,
+            play_cells=self._play_cells,
+            dialogues_per_cell=self._config.dialogues_per_cell,
             store=self._run.store,
             seed=self._config.seed,
             workdir=self._run.work,
             meter=self._meter,
         )
 
-    def _play_cell(self, cell: Cell) -> Samples:
+    def _play_cells(self, wanted: Mapping[Cell, int]) -> dict[Cell, Samples]:
+        """Each cell's dialogues so far and those it lacks; a unit per cell and call, so that a kill costs one cell."""
         # The same generator for every cell: one common order of goals and seeds.
-        pairings = draw_pairings(
+        order = draw_pairings(
             self._game,
             rng_for(self._config.seed, "cells"),
-            count=self._config.dialogues_per_cell,
-            red=lambda _: cell.red,
-            blue=lambda _: cell.blue,
+            count=max(wanted.values()),
+            red=lambda _: "",
+            blue=lambda _: "",
         )
-        played = self._play_unit(f"cell/{cell.red}/{cell.blue}", pairings)
-        return Samples(
-            utilities=utilities(played),
-            goal_ids=tuple(item.transcript.goal.id for item in played),
-            harmful=np.array([item.transcript.goal.harmful for item in played]),
-        )
+        for cell, count in wanted.items():
+            held = self._cells.get(cell)
+            begin = held.utilities.size if held else 0
+            if pairings := [replace(pair, red=cell.red, blue=cell.blue) for pair in order[begin:count]]:
+                name = f"cell/{cell.red}/{cell.blue}" + (f"/from-{begin}" if begin else "")
+                new = _samples(self._play_unit(name, pairings))
+                self._cells[cell] = held.followed_by(new) if held else new
+        return {cell: self._cells[cell] for cell in wanted}
 
     def _play_unit(self, name: str, pairings: Sequence[Pairing], game: Game | None = None) -> list[Played]:
         def fresh() -> list[Played]:
@@ -374,6 +383,14 @@ class Session:
         ]
         clusters = [item.transcript.goal.id for item in before]
         return paired_estimate(pair[0], pair[1], clusters, max_utility=self._config.game.max_utility)
+
+
+def _samples(played: Sequence[Played]) -> Samples:
+    return Samples(
+        utilities=utilities(played),
+        goal_ids=tuple(item.transcript.goal.id for item in played),
+        harmful=np.array([item.transcript.goal.harmful for item in played]),
+    )
 
 
 def _cycled(pool: Sequence[Goal], count: int, rng: np.random.Generator) -> list[Goal]:

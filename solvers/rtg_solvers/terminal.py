@@ -89,11 +89,14 @@ def result_tables(result: Result) -> list[Table]:
     for version, row, weight in zip(result.red, result.cells, result.red_mixture, strict=True):
         payoff.add_row(_name(result, version), *(f"{cell.mean:.3f} ± {cell.se:.3f}" for cell in row), f"{weight:.2f}")
     payoff.add_section()
-    payoff.add_row("blue mixture", *(f"{weight:.2f}" for weight in result.blue_mixture), f"value {result.value:.3f}")
+    worth = f"value {result.value:.3f}"
+    if abs(result.expected - result.value) >= 5e-4:
+        worth = f"{result.expected:.3f}, at equilibrium {result.value:.3f}"
+    payoff.add_row("blue mixture", *(f"{weight:.2f}" for weight in result.blue_mixture), worth)
     if result.refuser_loss > 0:
         harmful, benign = result.value_by_kind
         payoff.caption = (
-            f"The value is {harmful:.3f} on harmful goals (harm that red wins) and {benign:.3f} on benign ones (help "
+            f"With both mixtures red wins {harmful:.3f} on harmful goals (harm that red wins) and {benign:.3f} on benign ones (help "
             "that blue fails to give; red only watches). A blue that refuses everything would lose about "
             f"{result.refuser_loss:.2f}."
         )

@@ -155,6 +155,14 @@ class Trainer:
         self.steps_done += 1
         return figures
 
+    def values(self, sequences: Sequence[TokenSequence]) -> np.ndarray:
+        """[S, T] what value heads make of the situation before each sampled id, without gradients."""
+        with torch.no_grad():
+            said = self._with_values(self._backend.evaluate(sequences, hidden=True), sequences)
+        if said.values is None:
+            raise PolicyError("expected a trainer with value heads, this one has none; pass values=True")
+        return np.asarray(said.values.cpu().numpy())
+
     def _micro_batches(self, sequences: Sequence[TokenSequence], units: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         """Units in batches; those of one policy with a common beginning side by side, which is then computed once."""
         order = sorted(units, key=lambda unit: (sequences[unit[0]].policy, sequences[unit[0]].ids))

@@ -6,26 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import linprog
 
 from rtg_env.errors import PayoffShapeError
-from rtg_solvers.empirical import nash, nash_conv, solve_zero_sum, uniform
-from rtg_solvers.payoffs import Cell, PayoffTensor, Samples
-
-
-def scipy_value(matrix: np.ndarray) -> float:
-    """An independent oracle: one LP for the row player."""
-    n, m = matrix.shape
-    solved = linprog(
-        np.r_[np.zeros(n), -1.0],
-        A_ub=np.c_[-matrix.T, np.ones(m)],
-        b_ub=np.zeros(m),
-        A_eq=np.r_[np.ones(n), 0.0][None],
-        b_eq=[1.0],
-        bounds=[(0, None)] * n + [(None, None)],
-        method="highs",
-    )
-    return float(solved.x[-1])
+from rtg_solvers.empirical import nash_conv, solve_zero_sum
+from rtg_solvers.meta_solvers import nash
+from tests.games import scipy_value, tensor
 
 
 def test_matching_pennies_is_solved_by_hand_values() -> None:
@@ -131,36 +116,11 @@ def test_mixtures_that_are_none_are_refused(row: list[float], column: list[float
         nash_conv(np.eye(2), row, column)
 
 
-def tensor(matrix: list[list[float]]) -> PayoffTensor:
-    rows, columns = len(matrix), len(matrix[0])
-    samples = {
-        Cell(f"r{r}", f"b{c}"): Samples(
-            utilities=np.array([matrix[r][c]] * 2), goal_ids=("g1", "g2"), harmful=np.array([True, False])
-        )
-        for r in range(rows)
-        for c in range(columns)
-    }
-    return PayoffTensor(
-        red=tuple(f"r{r}" for r in range(rows)), blue=tuple(f"b{c}" for c in range(columns)), samples=samples
-    )
-
-
 def test_the_nash_meta_solver_reads_the_means() -> None:
     mixture = nash(tensor([[0.8, 0.2], [0.3, 0.6]]), None, np.random.default_rng(0))
     assert mixture.value == pytest.approx(7 / 15)
     assert mixture.red == pytest.approx([1 / 3, 2 / 3])
     assert mixture.diagnostics["nash_conv_in_matrix"] == pytest.approx(0.0, abs=1e-9)
-
-
-def test_uniform_weighs_every_member_alike() -> None:
-    mixture = uniform(tensor([[0.8, 0.2], [0.3, 0.6]]), None, np.random.default_rng(0))
-    assert mixture.value == pytest.approx((0.8 + 0.2 + 0.3 + 0.6) / 4)
-
-
-def test_a_cell_without_a_verdict_is_named_not_solved() -> None:
-    broken = tensor([[0.8, float("nan")]])
-    with pytest.raises(PayoffShapeError, match="r0 against b1"):
-        nash(broken, None, np.random.default_rng(0))
 
 
 def test_draws_follow_the_mixture() -> None:

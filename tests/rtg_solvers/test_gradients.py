@@ -21,11 +21,12 @@ from rtg_agents.policy import BASE, ChatMessage, Request, Sampling, TokenSequenc
 from rtg_solvers.advantages import kl_in_reward, leave_one_out
 from rtg_solvers.aggregation import Totals, aggregate
 from rtg_solvers.diagnostics import clip_figures, kl_figures, mismatch
-from rtg_solvers.lessons import Lessons, Sentence, reinforce
+from rtg_solvers.lessons import Lessons, Sentence
 from rtg_solvers.losses import Clipping, k2_loss, ppo_loss
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.sequence_losses import PairLogps, dpo_loss, preference_figures
 from rtg_solvers.trainer import Trainer
+from rtg_solvers.updates import reinforce
 from tests.adapters import shake
 from tests.tiny import tiny_tokenizer
 

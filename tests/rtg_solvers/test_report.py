@@ -66,6 +66,7 @@ def result(label: str) -> Result:
         red_mixture=(0.0, 1.0),
         blue_mixture=(1.0,),
         value=0.4,
+        expected=0.4,
         oracle_gap=gap,
         restricted_gap=gap,
         heldout_red_gain=estimate(),
@@ -169,7 +170,7 @@ def test_a_large_population_fits_the_page(tmp_path: Path) -> None:
 
 
 def test_a_result_of_another_release_is_refused_in_one_sentence() -> None:
-    with pytest.raises(RunError, match="expected a result of version 2, got 1"):
+    with pytest.raises(RunError, match="expected a result of version 3, got 1"):
         from_json({"red": []})
 
 

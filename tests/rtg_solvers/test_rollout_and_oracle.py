@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rtg_agents.policy import BASE, Policy, Sampling, TokenSequence
-from rtg_agents.population import Population, untrained_members
+from rtg_agents.population import Member, Population, untrained_members
 from rtg_agents.progress import SilentProgress, WorkMeter
 from rtg_agents.scripted import RandomPolicy, ScriptedPolicy
 from rtg_env.dialogue import Transcript
@@ -21,12 +21,15 @@ from rtg_env.types import Action, Exchange, Verdict
 from rtg_solvers import loop
 from rtg_solvers.advantages import returns_to_go
 from rtg_solvers.empirical import Mixture
-from rtg_solvers.lessons import Lessons, Sentence, collect_lessons, flat_share, reinforce
+from rtg_solvers.lessons import Lessons, Sentence, collect_lessons, flat_share
 from rtg_solvers.optimizer import OptimizerSettings
-from rtg_solvers.oracles.rl import RLOracle, RLSettings
+from rtg_solvers.oracles.rl import RLOracle, RLSettings, own_adapters
+from rtg_solvers.oracles.shaping import DiversityBonus, DiversitySettings
 from rtg_solvers.rollout import Game, Pairing, draw_pairings, play
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.trainer import Trainer
+from rtg_solvers.updates import reinforce
+from tests.adapters import shake
 from tests.judges_for_runs import Broken, Flaky, Vowels
 
 GOALS = builtin()
@@ -157,17 +160,17 @@ def test_flat_groups_are_counted() -> None:
     assert flat_share(np.array([0.0, 0.0, 1.0, -1.0]), [(0, 0), (0, 0), (1, 0), (1, 0)]) == 0.5
 
 
-def context(backend, tmp_path, judge=None, **changes) -> loop.Context:
+def context(backend, tmp_path, judge=None, **changes) -> loop.DialogueContext:
     population = Population(
         tmp_path / "population",
         backend,
         {"red": Sampling(max_new_tokens=6), "blue": Sampling(max_new_tokens=6)},
     )
     population.extend(untrained_members())
-    return loop.Context(
+    return loop.DialogueContext(
         game=game(judge, **changes),
         population=population,
-        play_cell=None,
+        play_cells=None,
         store=TranscriptStore(tmp_path / "run.db", GOALS),
         seed=0,
         workdir=tmp_path / "work",
@@ -175,24 +178,38 @@ def context(backend, tmp_path, judge=None, **changes) -> loop.Context:
     )
 
 
-def task(role: str, ctx: loop.Context) -> loop.Task:
+def task(role: str, ctx: loop.DialogueContext) -> loop.Task:
     mixture = Mixture(
-        red=np.array([1.0]), blue=np.array([1.0]), red_names=("red_00@v1",), blue_names=("blue_00@v1",), value=0.0
+        red=np.array([1.0]),
+        blue=np.array([1.0]),
+        red_names=("red_00@v1",),
+        blue_names=("blue_00@v1",),
+        value=0.0,
+        expected=0.0,
     )
     return loop.Task(
         role=role, iteration=0, version=ctx.population.next_version(role), mixture=mixture, payoffs=None, context=ctx
     )
 
 
-def utilities_of_steps(ctx: loop.Context) -> list[float]:
+def utilities_of_steps(ctx: loop.DialogueContext) -> list[float]:
     return [ctx.store.block_data(n)["utility"] for n in ctx.store.block_names() if n.startswith("step/")]
 
 
-def test_blue_learns_to_say_what_it_is_paid_for(backend, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        {},
+        {"estimator": "grpo", "epochs": 2},
+        {"estimator": "ppo", "epochs": 2, "value_weight": 0.1},
+    ],
+    ids=["leave-one-out", "grpo", "ppo"],
+)
+def test_blue_learns_to_say_what_it_is_paid_for(backend, tmp_path, estimator) -> None:
     """On harmful goals blue is paid to avoid vowels; a tiny random model must find that within 25 steps."""
     ctx = context(backend, tmp_path, benign_prob=0.0)
     settings = RLSettings(
-        steps=25, dialogues_per_step=32, kl_weight=0.0, optimizer=OptimizerSettings(learning_rate=2e-2)
+        steps=25, dialogues_per_step=32, kl_weight=0.0, optimizer=OptimizerSettings(learning_rate=2e-2), **estimator
     )
     RLOracle(backend, settings).respond(task("blue", ctx))
     utilities = utilities_of_steps(ctx)
@@ -322,3 +339,113 @@ def test_the_price_of_divergence_charges_what_a_first_sentence_leads_to() -> Non
     price = returns_to_go(-log_ratios, [0, 0, 1, 1]).reshape(2, 2)[:, 0]
     score = first - 0.5  # d log p(choice) / d theta
     assert float(np.mean(score * price)) == pytest.approx(-0.25)
+
+
+class Letters:
+    """Features of texts without words, which a tiny random model says."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def encode(self, texts) -> np.ndarray:
+        return np.array(
+            [np.bincount([ord(c) % 16 for c in text], minlength=self._size)[: self._size] for text in texts]
+        )
+
+
+def test_a_best_response_with_diversity_goes_on_after_a_kill_as_if_there_had_been_none(
+    backend, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtg_solvers.oracles.shaping.HashingEncoder", Letters)
+    settings = RLSettings(
+        steps=3,
+        dialogues_per_step=8,
+        group_size=4,
+        diversity=DiversitySettings(bonus="history", weight=1.0),
+        optimizer=OptimizerSettings(learning_rate=1e-2),
+    )
+    whole = task("red", context(backend, tmp_path / "whole"))
+    RLOracle(backend, settings).respond(whole)
+    expected = [p.detach().clone() for p in backend.parameters(whole.version).values()]
+    backend.drop(whole.version)
+
+    ctx = context(backend, tmp_path / "killed")
+    step = Trainer.step
+
+    def killed(self, *given, **named):
+        if self.steps_done == 1:
+            raise KeyboardInterrupt  # the dialogues of this step are in the store, its update is lost
+        return step(self, *given, **named)
+
+    monkeypatch.setattr(Trainer, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        RLOracle(backend, settings).respond(task("red", ctx))
+    monkeypatch.setattr(Trainer, "step", step)
+    backend.drop(whole.version)
+    RLOracle(backend, settings).respond(task("red", ctx))
+    found = list(backend.parameters(whole.version).values())
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert all(ctx.store.block_data(f"step/{whole.version}/{n:04d}")["bonus_spread"] > 0 for n in (1, 2))
+
+
+def test_diversity_falls_to_nothing_in_the_last_iteration_and_is_reds_alone(backend, tmp_path) -> None:
+    settings = DiversitySettings(bonus="member", weight=0.3)
+    assert [settings.weight_in(k, 3) for k in range(3)] == pytest.approx([0.3, 0.15, 0.0])
+    assert DiversitySettings(bonus="member", weight=0.3, annealed=False).weight_in(2, 3) == 0.3
+    assert DiversitySettings(bonus="none", weight=0.3).weight_in(0, 3) == 0.0
+    rl = RLSettings(steps=1, dialogues_per_step=8, group_size=4, diversity=settings)
+    for role, weight in (("red", 0.3), ("blue", 0.0)):
+        asked = task(role, context(backend, tmp_path / role))
+        assert RLOracle(backend, rl, iterations=3).respond(asked).lineage["diversity_weight"] == weight
+
+
+def test_members_are_what_they_said_in_payoff_cells(tmp_path) -> None:
+    said = {"red_00@v1": "apple pear", "red_01@v1": "stone river"}
+    with TranscriptStore(tmp_path / "run.db", GOALS) as store:
+        for version, text in said.items():
+            one = replace(transcript((0.2,)), exchanges=(Exchange(red=text, blue="y"),))
+            store.put_block(f"cell/{version}/blue_00@v1", [Played(red=version, blue="b", seed=0, transcript=one)] * 2)
+        fresh = [
+            Played(
+                red="r",
+                blue="b",
+                seed=0,
+                transcript=replace(transcript((0.2,)), exchanges=(Exchange(red=t, blue="y"),)),
+            )
+            for t in ("apple pear", "apple pear", "apple tree")
+        ]
+        bonus = DiversityBonus("member", list(said), store).of(fresh)
+        assert bonus == pytest.approx([-1 / 6, -1 / 6, 1 / 3])  # cosines 1, 1 and 1/2 to the first member
+        past = DiversityBonus("history", list(said), store)
+        past.remember(fresh[2:])
+        nearest = -np.array([1 + 1 + 0 + 0 + 0.5, 1 + 1 + 0.5, 0.5 + 0.5 + 1]) / 5
+        assert past.of(fresh) == pytest.approx(nearest - nearest.mean())
+
+
+def test_a_warm_start_is_the_average_of_ones_own_adapters(backend, tmp_path) -> None:
+    ctx = context(backend, tmp_path)
+    for seed, version in enumerate(("red_03@v1", "red_04@v1")):
+        backend.create(version, seed=seed)
+        shake(backend, version, seed, 0.05)
+        ctx.population.add(Member(version=version, role="red", kind="adapter", label=""))
+    names = ctx.population.names("red")
+    asked = replace(
+        task("red", ctx),
+        mixture=Mixture(
+            red=np.array([0.5, 0.0, 0.25, 0.25, 0.0]),
+            blue=np.array([1.0]),
+            red_names=names,
+            blue_names=("blue_00@v1",),
+            value=0.0,
+            expected=0.0,
+        ),
+    )
+    assert own_adapters(asked) == {"red_03@v1": 0.25, BASE: 0.75}
+    still = OptimizerSettings(learning_rate=0.0)
+    RLOracle(backend, RLSettings(steps=1, group_size=4, start="mixture", optimizer=still)).respond(asked)
+    new, old = backend.bank.factors("red_05@v1"), backend.bank.factors("red_03@v1")
+    for name in backend.bank.layers:
+        torch.testing.assert_close(
+            new[name].up @ new[name].down, 0.25 * old[name].up @ old[name].down, atol=1e-5, rtol=1e-3
+        )
+    assert own_adapters(task("blue", ctx)) == {}

@@ -14,7 +14,8 @@ import pytest
 from rtg_agents.models import fingerprint
 from rtg_env.errors import ConfigError, JudgeError, RunError
 from rtg_env.goals import GoalSet
-from rtg_solvers.methods.grts import cost
+from rtg_solvers.meta_solvers import alpha_rank, latest, logit, nash, uniform
+from rtg_solvers.methods.grts import GRTSConfig, cost, method
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.rl import RLSettings
 from rtg_solvers.run import RunDirectory
@@ -284,3 +285,29 @@ def test_the_cost_is_what_the_run_then_does(finished, tiny_folder: Path) -> None
 def test_settings_out_of_range_are_refused(tiny_folder: Path, changes: dict, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         replace(tiny_config(tiny_folder), **changes)
+
+
+def test_self_play_prepares_for_the_newest_and_reports_it(tiny_folder: Path, tmp_path: Path) -> None:
+    outcome = run_here(tiny_folder, tmp_path, method="self-play")
+    assert outcome.result.red_mixture == (0.0, 0.0, 0.0, 1.0)
+    assert outcome.result.blue_mixture == (0.0, 1.0)
+    assert outcome.result.expected == outcome.result.cells[3][1].mean
+    lineage = json.loads((outcome.path / "population/blue_01/lineage.json").read_text())["lineage"]
+    assert lineage["against"] == {"red_00@v1": 0.0, "red_01@v1": 0.0, "red_02@v1": 1.0}
+
+
+def test_methods_differ_in_whom_they_prepare_for_and_in_what_they_report() -> None:
+    found = {name: method(GRTSConfig(method=name), None) for name in ("grts", "self-play", "fictitious-play")}
+    assert {name: (one.meta_solver, one.final_solver) for name, one in found.items()} == {
+        "grts": (logit, nash),
+        "self-play": (latest, latest),
+        "fictitious-play": (uniform, uniform),
+    }
+    assert method(GRTSConfig(meta_solver="alpha-rank"), None).meta_solver is alpha_rank
+
+
+def test_an_unknown_meta_solver_or_method_is_refused_before_anything_is_played() -> None:
+    with pytest.raises(ConfigError, match="expected a meta-solver among"):
+        GRTSConfig(meta_solver="nsh")
+    with pytest.raises(ConfigError, match="method must be one of grts, self-play, fictitious-play"):
+        GRTSConfig(method="psro")

@@ -1,28 +1,43 @@
-"""GRTS, smallest honest form: red and blue LoRA populations on one base model, solved by double oracle.
+"""GRTS and its ablations: red and blue LoRA populations on one base model, an empirical game, its solution, repeat.
 
-After "Red Teaming Game" (arXiv:2310.00322), section 1 of its method: populations, an empirical game, its Nash, best
-responses of both sides, repeat. Deviations: LP Nash instead of the paper's averaging; no diversity term; a helpfulness
-term makes refusing cost blue something; best responses by REINFORCE with leave-one-out instead of PPO.
+After "Red Teaming Game" (arXiv:2310.00322). The methods differ in whom the next best responses prepare for, and in the
+mixture that is reported:
+
+- `grts`: for the logit mixture of all members, which moves less than a vertex of the Nash set; reported is the linear
+  program's Nash equilibrium (double oracle).
+- `self-play`: for the newest member of the other side, which is also what is reported.
+- `fictitious-play`: for all members alike, which is also what is reported.
+
+Deviations from the paper: mixtures are solved, not averaged over iterations; no diversity term; a helpfulness term makes
+refusing cost blue something; best responses start from the base model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from rtg_agents.lora import LoraSettings
 from rtg_agents.policy import Sampling
 from rtg_env.errors import ConfigError
 from rtg_env.rules import GameConfig
 from rtg_env.types import Role
-from rtg_solvers.empirical import nash
-from rtg_solvers.loop import Method
+from rtg_solvers.loop import DialogueContext, Method
+from rtg_solvers.meta_solvers import meta_solver
 from rtg_solvers.oracles.rl import RLOracle, RLSettings, step_units
 from rtg_solvers.payoffs import PayoffTensor
 
 if TYPE_CHECKING:
     from rtg_agents.hf import TorchBackend
+
+
+_SOLVERS: Final = {
+    "grts": ("logit", "nash"),
+    "self-play": ("latest", "latest"),
+    "fictitious-play": ("uniform", "uniform"),
+}
+"""Whom each method prepares for, and what it reports."""
 
 
 def _quick_game() -> GameConfig:
@@ -32,6 +47,12 @@ def _quick_game() -> GameConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GRTSConfig:
     """Everything that decides a run. The defaults are the quick preset: minutes on two CPU cores."""
+
+    method: Literal["grts", "self-play", "fictitious-play"] = "grts"
+    """Whom best responses prepare for."""
+
+    meta_solver: str = ""
+    """Prepare for this mixture instead: a name of `rtg_solvers.META_SOLVERS`, empty for the method's own."""
 
     model: str = "smollm2-135m"
     """Base model of both sides: `smollm2-135m`, a local folder, or a hub id."""
@@ -81,6 +102,10 @@ class GRTSConfig:
         for name, low in lows.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} must be >= {low}, got {getattr(self, name)!r}")
+        if self.method not in _SOLVERS:
+            raise ConfigError(f"method must be one of {', '.join(_SOLVERS)}, got {self.method!r}")
+        if self.meta_solver:
+            meta_solver(self.meta_solver)
         if self.report_judge and self.report_judge == self.judge:
             raise ConfigError(
                 f"report_judge must differ from judge, both are {self.judge!r}; one judge for both hides reward hacking"
@@ -137,12 +162,18 @@ def cost(config: GRTSConfig, num_heldout: int, num_untrained: tuple[int, int] = 
     )
 
 
-def method(config: GRTSConfig, backend: TorchBackend) -> Method:
-    """GRTS as a point of the population loop."""
-    oracle = RLOracle(backend, config.rl)
+def method(config: GRTSConfig, backend: TorchBackend) -> Method[DialogueContext]:
+    """The config's point of the population loop."""
+    oracle = RLOracle(backend, config.rl, iterations=config.iterations)
 
     def both_sides(k: int, payoffs: PayoffTensor) -> Sequence[tuple[Role, ...]]:
         del payoffs
         return [("red", "blue")] if k < config.iterations else []
 
-    return Method(meta_solver=nash, oracles={"red": oracle, "blue": oracle}, schedule=both_sides)
+    prepare, report = _SOLVERS[config.method]
+    return Method(
+        meta_solver=meta_solver(config.meta_solver or prepare),
+        final_solver=meta_solver(report),
+        oracles={"red": oracle, "blue": oracle},
+        schedule=both_sides,
+    )

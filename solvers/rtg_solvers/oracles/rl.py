@@ -1,9 +1,15 @@
-"""Reinforcement-learning best response: REINFORCE with a leave-one-out baseline, for either side.
+"""Reinforcement-learning best responses: leave-one-out REINFORCE, GRPO and PPO, for either side.
 
 Per step: chance draws (goal, opponent, speaking order) once per group of G dialogues; each sentence is credited with
-what its side is paid from its exchange on, less the KL to the base model (k1) from there on; the baseline is the mean of
-the other G - 1 sentences at the same place. Red: u_red - beta KL; blue: -u_red - beta KL. Shaping stays in here:
-payoff cells hold the game's utility alone.
+what its side is paid from its exchange on, less the KL to the base model (k1) from there on. Red: u_red - beta KL; blue:
+-u_red - beta KL. Shaping stays in here: payoff cells hold the game's utility alone. What the estimators make of it:
+
+- `leave-one-out` (Kool et al. 2019): less the mean of the other G - 1 sentences at the same place; one step.
+- `grpo` (arXiv:2402.03300): less the group's mean, over its standard deviation; clipped, averaged over a sentence's ids.
+- `ppo` (arXiv:1707.06347): generalised advantages over turns with a value head per policy; clipped.
+
+Deviations from GRPO and PPO as published: the KL is in the reward in all three (as a k3 loss its gradient is biased),
+and credit is per sentence, so that one time step is one turn.
 
 Red learns on harmful goals only, since on benign ones nature speaks; that scales its objective by a constant.
 """
@@ -12,7 +18,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -20,16 +27,25 @@ from rtg_agents.policy import BASE, Policy, TokenSequence
 from rtg_agents.population import Member
 from rtg_env.errors import ConfigError, JudgeError
 from rtg_env.transcripts import Played
-from rtg_solvers.advantages import kl_in_reward, leave_one_out, returns_to_go
-from rtg_solvers.lessons import collect_lessons, flat_share, reinforce
-from rtg_solvers.loop import Task
+from rtg_solvers.advantages import (
+    group_advantages,
+    kl_in_reward,
+    leave_one_out,
+    paid_until_the_next,
+    returns_to_go,
+    turn_gae,
+)
+from rtg_solvers.lessons import Lessons, collect_lessons, flat_share
+from rtg_solvers.loop import DialogueContext, Task
+from rtg_solvers.losses import Clipping
 from rtg_solvers.optimizer import OptimizerSettings
+from rtg_solvers.oracles.shaping import DiversityBonus, DiversitySettings
 from rtg_solvers.rollout import draw_pairings, play
 from rtg_solvers.seeding import draw_seed, rng_for
 
 if TYPE_CHECKING:
     from rtg_agents.hf import TorchBackend
-    from rtg_solvers.trainer import Trainer
+    from rtg_solvers.trainer import StepFigures, Trainer
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,6 +63,28 @@ class RLSettings:
     group_size: int = 8
     """Dialogues that share goal, opponent and order (G), at least 2."""
 
+    estimator: Literal["leave-one-out", "grpo", "ppo"] = "leave-one-out"
+    """How sentences are credited, and what a step is."""
+
+    epochs: int = 1
+    """Optimizer steps on each batch of dialogues; more than 1 for grpo and ppo only."""
+
+    clipping: Clipping = field(default_factory=Clipping)
+    """Of grpo and ppo."""
+
+    trace_decay: float = 0.95
+    """lambda of ppo's advantages, in [0, 1]."""
+
+    value_weight: float = 0.5
+    """Of ppo's value loss, at least 0."""
+
+    start: Literal["base", "mixture"] = "base"
+    """Where a best response begins: at the base model, or at the average of its own side's adapters, weighted by the
+    mixture (scripts and the base count as the base)."""
+
+    diversity: DiversitySettings = field(default_factory=DiversitySettings)
+    """What red is paid beside the game for saying something new."""
+
     kl_weight: float = 0.01
     """beta: price of one nat of divergence from the base model per sentence, in utility; at least 0."""
 
@@ -62,28 +100,39 @@ class RLSettings:
                 f"expected dialogues_per_step to be a multiple of group_size ({self.group_size}), "
                 f"got {self.dialogues_per_step}"
             )
-        if not 0.0 <= self.kl_weight < float("inf"):
-            raise ConfigError(f"kl_weight must be finite and >= 0, got {self.kl_weight!r}")
+        for name in ("kl_weight", "value_weight"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be finite and >= 0, got {getattr(self, name)!r}")
+        if self.epochs < 1 or (self.epochs > 1 and self.estimator == "leave-one-out"):
+            raise ConfigError(
+                f"expected epochs >= 1, and 1 for leave-one-out, whose samples must be its own, got {self.epochs} for "
+                f"{self.estimator!r}"
+            )
+        if not 0.0 <= self.trace_decay <= 1.0:
+            raise ConfigError(f"expected trace_decay in [0, 1], got {self.trace_decay!r}")
 
 
 class RLOracle:
-    """REINFORCE with leave-one-out, on a torch backend.
+    """A best response by policy gradient, on a torch backend.
 
     Args:
         backend: Holds the adapter while it is trained.
         settings: Steps, batch, KL, optimizer.
+        iterations: Of the run: diversity is annealed over them.
     """
 
-    def __init__(self, backend: TorchBackend, settings: RLSettings) -> None:
+    def __init__(self, backend: TorchBackend, settings: RLSettings, *, iterations: int = 1) -> None:
         self._backend = backend
         self._settings = settings
+        self._iterations = iterations
 
-    def respond(self, task: Task) -> Member:
+    def respond(self, task: Task[DialogueContext]) -> Member:
         """Train a fresh adapter, from the base, against the mixture of the other side."""
         trainer = self._trainer(task)
-        checkpoint = task.workdir / "checkpoint"
-        while trainer.steps_done < self._settings.steps:
-            self._step(task, trainer)
+        shaping = self._shaping(task, trainer.steps_done // self._settings.epochs)
+        checkpoint = _workdir(task) / "checkpoint"
+        while trainer.steps_done < self._settings.steps * self._settings.epochs:
+            self._step(task, trainer, shaping)
             trainer.save(checkpoint)
             task.context.meter.add(step_units(self._settings))
         opponents = task.mixture.blue if task.role == "red" else task.mixture.red
@@ -95,31 +144,60 @@ class RLOracle:
             label=f"best response {task.iteration + 1}",
             lineage={
                 "iteration": task.iteration + 1,
-                "oracle": "reinforce-leave-one-out",
+                "oracle": self._settings.estimator,
                 "against": dict(zip(names, [round(float(weight), 6) for weight in opponents], strict=True)),
                 "steps": self._settings.steps,
                 "learning_rate": self._settings.optimizer.learning_rate,
                 "kl_weight": self._settings.kl_weight,
+                "start": self._settings.start,
+                "diversity": self._settings.diversity.bonus if task.role == "red" else "none",
+                "diversity_weight": self._weight(task),
                 "seed": task.context.seed,
             },
         )
 
-    def _trainer(self, task: Task) -> Trainer:
+    def _trainer(self, task: Task[DialogueContext]) -> Trainer:
         from rtg_solvers.trainer import Trainer
 
         if task.version not in self._backend.versions:
-            rng = rng_for(task.context.seed, "adapter", task.role, task.iteration)
-            self._backend.create(task.version, seed=draw_seed(rng))
-        trainer = Trainer(self._backend, [task.version], self._settings.optimizer)
-        if trainer.resume(task.workdir / "checkpoint"):
-            _LOG.info("%s goes on after step %d", task.version, trainer.steps_done)
-            task.context.meter.add(trainer.steps_done * step_units(self._settings))
+            self._begin(task)
+        values = self._settings.estimator == "ppo"
+        trainer = Trainer(self._backend, [task.version], self._settings.optimizer, values=values)
+        if trainer.resume(_workdir(task) / "checkpoint"):
+            done = trainer.steps_done // self._settings.epochs
+            _LOG.info("%s goes on after step %d", task.version, done)
+            task.context.meter.add(done * step_units(self._settings))
         return trainer
 
-    def _step(self, task: Task, trainer: Trainer) -> None:
+    def _weight(self, task: Task[DialogueContext]) -> float:
+        return self._settings.diversity.weight_in(task.iteration, self._iterations) if task.role == "red" else 0.0
+
+    def _shaping(self, task: Task[DialogueContext], done: int) -> DiversityBonus | None:
+        """The bonus of a task, with the dialogues of the steps that are done in memory."""
+        if not self._weight(task):
+            return None
+        store, members = task.context.store, task.context.population.names("red")
+        shaping = DiversityBonus(self._settings.diversity.bonus, members, store)
+        for step in range(done):
+            shaping.remember(store.block(_rollout_name(task, step)))
+        return shaping
+
+    def _begin(self, task: Task[DialogueContext]) -> None:
+        """Add the policy that is to be trained."""
+        from rtg_agents.fusion import fuse
+
+        weights = own_adapters(task) if self._settings.start == "mixture" else {}
+        if weights:
+            bank = self._backend.bank
+            bank.add(task.version, fuse(bank, weights, bank.lora).factors, bank.lora)
+            return
+        rng = rng_for(task.context.seed, "adapter", task.role, task.iteration)
+        self._backend.create(task.version, seed=draw_seed(rng))
+
+    def _step(self, task: Task[DialogueContext], trainer: Trainer, shaping: DiversityBonus | None) -> None:
         """One unit of work: dialogues, committed; one update; its figures, committed."""
-        store, step = task.context.store, trainer.steps_done
-        rollout, figures_name = f"train/{task.version}/{step:04d}", f"step/{task.version}/{step:04d}"
+        store, step = task.context.store, trainer.steps_done // self._settings.epochs
+        rollout, figures_name = _rollout_name(task, step), f"step/{task.version}/{step:04d}"
         if not store.has_block(rollout):
             store.put_block(rollout, self._rollout(task, step))
         played = store.block(rollout)
@@ -129,12 +207,14 @@ class RLOracle:
                 f"expected a scored dialogue in {rollout}, all are unscored; mend the judge and start a new run"
             )
         reference_logp = lessons.per_sentence(self._backend.score([_under(BASE, s) for s in lessons.sequences]))
-        logp, reward = lessons.column("logp"), lessons.column("reward")
-        price = kl_in_reward(np.zeros_like(reward), logp, reference_logp, self._settings.kl_weight)
-        shaped = reward + returns_to_go(price, [sentence.dialogue for sentence in lessons.sentences])
-        groups = [sentence.group for sentence in lessons.sentences]
-        advantages = leave_one_out(shaped, groups)
-        figures = reinforce(trainer, lessons, advantages)
+        logp = lessons.column("logp")
+        price = kl_in_reward(np.zeros_like(logp), logp, reference_logp, self._settings.kl_weight)
+        bonus = np.zeros_like(logp)
+        if shaping is not None:
+            per_dialogue = self._weight(task) * shaping.of(played)
+            bonus = per_dialogue[[sentence.dialogue for sentence in lessons.sentences]]
+            shaping.remember(played)
+        figures, flat = self._update(trainer, lessons, price, bonus)
         if not store.has_block(figures_name):
             scored = [item.transcript.utility for item in played if not item.transcript.unscored]
             data = {
@@ -146,13 +226,45 @@ class RLOracle:
                 "num_tokens": int(lessons.column("num_tokens").sum()),
                 "broken_share": lessons.broken_share,
                 "num_unscored": len(played) - len(scored),
-                "flat_groups": flat_share(advantages, groups),
+                "flat_groups": flat,
+                "bonus_spread": float(np.std(bonus)),
                 "loss": figures.loss if figures else 0.0,
                 "grad_norm": figures.grad_norm if figures else 0.0,
             }
             store.put_block(figures_name, [], data)
 
-    def _rollout(self, task: Task, step: int) -> list[Played]:
+    def _update(
+        self, trainer: Trainer, lessons: Lessons, price_N: np.ndarray, bonus_N: np.ndarray
+    ) -> tuple[StepFigures | None, float]:
+        """Credit the sentences, learn from them; also the share of groups that teach nothing."""
+        from rtg_solvers import updates
+
+        settings = self._settings
+        dialogues = [sentence.dialogue for sentence in lessons.sentences]
+        groups = [sentence.group for sentence in lessons.sentences]
+        shaped = lessons.column("reward") + returns_to_go(price_N, dialogues) + bonus_N
+        apart = leave_one_out(shaped, groups)
+        if settings.estimator == "leave-one-out":
+            return updates.reinforce(trainer, lessons, apart), flat_share(apart, groups)
+        if settings.estimator == "grpo":
+            advantages, returns = group_advantages(shaped, groups, divide_by_std=True), None
+        else:
+            values = updates.sentence_values(trainer, lessons)
+            paid = paid_until_the_next(shaped, dialogues)
+            advantages, returns = turn_gae(paid, values, dialogues, last_values={}, trace_decay=settings.trace_decay)
+        figures = updates.clipped_steps(
+            trainer,
+            lessons,
+            advantages,
+            settings.clipping,
+            epochs=settings.epochs,
+            mean_over_tokens=settings.estimator == "grpo",
+            returns_N=returns,
+            value_weight=settings.value_weight,
+        )
+        return figures, flat_share(apart, groups)
+
+    def _rollout(self, task: Task[DialogueContext], step: int) -> list[Played]:
         """Play this step's dialogues; those that a judge failed on again with another seed, twice at most."""
         context, settings = task.context, self._settings
         rng = rng_for(context.seed, "train", task.role, task.iteration, step)
@@ -181,9 +293,31 @@ class RLOracle:
         return played
 
 
+def own_adapters(task: Task[DialogueContext]) -> dict[str, float]:
+    """The mixture of the learner's own side as weights of adapters and the base; empty if it plays no adapter."""
+    mixture, population = task.mixture, task.context.population
+    names, shares = (mixture.red_names, mixture.red) if task.role == "red" else (mixture.blue_names, mixture.blue)
+    weights = {
+        name: float(share)
+        for name, share in zip(names, shares, strict=True)
+        if share > 0 and population[name].kind == "adapter"
+    }
+    rest = max(0.0, 1.0 - sum(weights.values()))
+    return {**weights, BASE: rest} if weights else {}
+
+
 def step_units(settings: RLSettings) -> float:
     """Cost of one step in played dialogues: an update costs about as much as playing its dialogues (measured)."""
-    return 2.0 * settings.dialogues_per_step
+    return (1.0 + settings.epochs) * settings.dialogues_per_step
+
+
+def _workdir(task: Task[DialogueContext]) -> Path:
+    """Where a task keeps its state."""
+    return task.context.workdir / task.version.split("@", maxsplit=1)[0]
+
+
+def _rollout_name(task: Task[DialogueContext], step: int) -> str:
+    return f"train/{task.version}/{step:04d}"
 
 
 def _under(policy: str, scored: TokenSequence) -> TokenSequence:
