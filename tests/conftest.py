@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each wait for one another
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # The suite has a time limit; before a release: pytest --hypothesis-profile=thorough
