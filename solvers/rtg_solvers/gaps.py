@@ -52,7 +52,7 @@ class Gap:
     """Of blue over its mixture, against red's mixture."""
 
     total_interval: tuple[float, float] | None = None
-    """Of the sum of the clipped gains, from both sides' dialogues together: about half as wide as the sum of the ends."""
+    """Of the sum of the clipped gains, from both sides' dialogues together."""
 
     @property
     def total(self) -> float:

@@ -17,6 +17,7 @@ from rtg_env.types import Role
 from rtg_solvers.empirical import Mixture
 from rtg_solvers.loop import Context, Method, Schedule, Task
 from rtg_solvers.meta_solvers import nash
+from rtg_solvers.oracles.members import MembersInMemory
 from rtg_solvers.payoffs import Cell, PayoffTensor, Samples
 
 PLAYER: Final[Mapping[Role, int]] = {"red": 0, "blue": 1}
@@ -34,7 +35,7 @@ class Strategy:
     """OpenSpiel's."""
 
 
-class Strategies:
+class Strategies(MembersInMemory[Strategy]):
     """The members of both sides, and what they win against each other.
 
     Args:
@@ -46,31 +47,11 @@ class Strategies:
         from open_spiel.python.policy import UniformRandomPolicy
 
         self.game = game
-        self._members: dict[str, Strategy] = {}
+        super().__init__()
         uniform = UniformRandomPolicy(game)
         for role in PLAYER:
             policy = (start or {}).get(role, uniform)
             self.extend([Strategy(self.next_version(role), role, policy)])
-
-    def __getitem__(self, version: str) -> Strategy:
-        return self._members[version]
-
-    def names(self, role: Role) -> tuple[str, ...]:
-        """Versions of one side, oldest first."""
-        return tuple(member.version for member in self._members.values() if member.role == role)
-
-    def next_version(self, role: Role) -> str:
-        """Name for the next member."""
-        return f"{role}_{len(self.names(role)):02d}@v1"
-
-    def restored(self, version: str) -> None:
-        """Nothing is kept on disk."""
-        del version
-
-    def extend(self, members: Sequence[Strategy]) -> None:
-        """Add those that are not here yet."""
-        for member in members:
-            self._members.setdefault(member.version, member)
 
     def play_cells(self, wanted: Mapping[Cell, int]) -> dict[Cell, Samples]:
         """The exact expected utility of each pair, as one dialogue."""

@@ -26,6 +26,7 @@ from rtg_solvers import empirical
 from rtg_solvers.empirical import MetaSolver, Mixture, NashConv, checked_matrix
 from rtg_solvers.loop import Context, Method, Task
 from rtg_solvers.oracles.exact import until_nothing_is_found
+from rtg_solvers.oracles.members import MembersInMemory
 from rtg_solvers.payoffs import Cell, Samples
 from rtg_solvers.seeding import rng_for
 
@@ -56,7 +57,7 @@ class Played(NamedTuple):
     """[C] probabilities of columns."""
 
 
-class MatrixMembers:
+class MatrixMembers(MembersInMemory[MatrixStrategy]):
     """The members of both sides of a matrix game, and what they win against each other.
 
     Args:
@@ -84,7 +85,7 @@ class MatrixMembers:
         self.bounds = (float(self.payoff.min()), float(self.payoff.max()))
         self.sampled, self._seed = dialogues_per_cell > 0, seed
         self._most: dict[Cell, int] = {}
-        self._members: dict[str, MatrixStrategy] = {}
+        super().__init__()
         roles: tuple[Role, ...] = ("red", "blue")
         for role, size in zip(roles, self.payoff.shape, strict=True):
             weights = _strategy((start or {}).get(role, 0), size, role)
@@ -94,23 +95,6 @@ class MatrixMembers:
     def num_dialogues(self) -> int:
         """All that were played, each counted once."""
         return sum(self._most.values())
-
-    def names(self, role: Role) -> tuple[str, ...]:
-        """Versions of one side, oldest first."""
-        return tuple(member.version for member in self._members.values() if member.role == role)
-
-    def next_version(self, role: Role) -> str:
-        """Name for the next member."""
-        return f"{role}_{len(self.names(role)):02d}@v1"
-
-    def restored(self, version: str) -> None:
-        """Nothing is kept on disk."""
-        del version
-
-    def extend(self, members: Sequence[MatrixStrategy]) -> None:
-        """Add those that are not here yet."""
-        for member in members:
-            self._members.setdefault(member.version, member)
 
     def weights(self, names: Sequence[str]) -> np.ndarray:
         """[N, A] strategies of these members, all of one side."""
