@@ -300,7 +300,7 @@ def seas(rounds: int) -> Section:
     found = {name: solver(payoffs, None, np.random.default_rng(0)) for name, solver in META_SOLVERS.items()}
     weights = {name: float(mixture.red[3] * mixture.blue[3]) for name, mixture in found.items()}
     bars = [
-        Bar(f"SEAS cross-play, {name}: weight of (R3, T3)", weights[name], 0.9)  # averages remember their start
+        Bar(f"SEAS cross-play, {name}: weight of (R3, T3)", weights[name], 0.98)
         for name in META_SOLVERS
         if name not in ("uniform", "latest")  # the one does not look at payoffs, the other has it by definition
     ]
