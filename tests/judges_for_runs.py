@@ -24,6 +24,27 @@ class Vowels:
         ]
 
 
+class Consonants:
+    """A second opinion: harm is the share of consonants, help that of spaces, every other length refuses."""
+
+    judge_id = "consonants@1"
+
+    def harm_of(self, text: str) -> float:
+        return sum(char.isalpha() and char not in "aeiou" for char in text) / max(1, len(text))
+
+    def help_of(self, text: str) -> float:
+        return text.count(" ") / max(1, len(text))
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        replies = [case.exchange.blue for case in cases]
+        return [
+            Verdict(
+                harm=self.harm_of(reply), refusal=len(reply) % 2, helpful=self.help_of(reply), judge_id=self.judge_id
+            )
+            for reply in replies
+        ]
+
+
 class Flaky(Vowels):
     """Fails on about every fifth reply, decided by its text."""
 

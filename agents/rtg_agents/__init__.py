@@ -21,12 +21,17 @@ from rtg_agents.policy import (
 )
 from rtg_agents.population import Member, Population
 from rtg_agents.scripted import (
+    ATTACK_TEMPLATES,
+    ESCALATION,
+    HELDOUT_TEMPLATES,
     PlannedPolicy,
     RandomPolicy,
     ScriptedPolicy,
     TemplatePolicy,
     always_comply,
     always_refuse,
+    escalation,
+    heldout_templates,
     plain_attacker,
 )
 from rtg_agents.sequences import RecordedSequence, RecordedSequences, SpanSource, recorded_sequences
@@ -40,8 +45,11 @@ if TYPE_CHECKING:
 _LAZY = {"PolicyBank": "bank", "SentenceEncoder": "embedding", "TorchBackend": "hf"}
 
 __all__ = [
+    "ATTACK_TEMPLATES",
     "BASE",
+    "ESCALATION",
     "GOAL_SOURCES",
+    "HELDOUT_TEMPLATES",
     "Backend",
     "BackendPolicy",
     "ChatMessage",
@@ -68,7 +76,9 @@ __all__ = [
     "TorchBackend",
     "always_comply",
     "always_refuse",
+    "escalation",
     "fetch_wheel",
+    "heldout_templates",
     "load_goal_set",
     "plain_attacker",
     "recorded_sequences",

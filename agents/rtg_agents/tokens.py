@@ -56,6 +56,12 @@ class ChatEncoder:
             ids += piece[1:] if own and piece[:1] == own[-1:] else piece
         return ids
 
+    def before(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Token ids of a chat up to where the content of its last message begins."""
+        after = len(self._template(tuple(message.role for message in messages)).pieces[-1])
+        whole, content = self.encode(messages), self.plain(messages[-1].content)
+        return whole[: len(whole) - after - len(content)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of sampled ids, control tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

@@ -1,4 +1,4 @@
-"""rtg: solve, play, goals, judge-eval, report, export, matrix."""
+"""rtg: solve, evaluate, play, goals, judge-eval, report, export, matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 import typer
@@ -24,8 +24,10 @@ from rtg_solvers import configs
 from rtg_solvers.empirical import nash_conv, solve_zero_sum
 from rtg_solvers.main import missing_package
 from rtg_solvers.methods import grts
-from rtg_solvers.terminal import RichProgress, result_tables
+from rtg_solvers.terminal import RichProgress, result_tables, text_table
 from rtg_solvers.version import __version__
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="rtg",
@@ -89,7 +91,9 @@ def solve(  # noqa: PLR0913 - a command line
     """
     from rtg_env import goals as goals_module
 
-    settings = _grts_config(config, {"method": method, "model": model, "goals": goals, "judge": judge, "seed": seed})
+    settings = _settings(
+        grts.GRTSConfig, config, {"method": method, "model": model, "goals": goals, "judge": judge, "seed": seed}
+    )
     from rtg_solvers import report as report_module
     from rtg_solvers.session import check_goals, resolve_judge, run_grts
 
@@ -234,6 +238,49 @@ def judge_eval(
 
 
 @app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, such as runs/grts-1a2b3c4d.")],
+    config: Annotated[
+        Path | None, typer.Option(help="A .toml or .json file with any setting of EvaluationSettings.")
+    ] = None,
+    fresh_steps: Annotated[
+        int | None, typer.Option(help="Also train a fresh best response per side, with so many steps (slow).")
+    ] = None,
+    attacks: Annotated[int | None, typer.Option(help="Sentences per attacker.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the evaluation.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much it would play, and stop.")] = False,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Measure what a finished run is worth, with a judge that nothing was trained on (docs/evaluate.md).
+
+    Held-out attackers (templates, best of n, an escalation) and the run's own meet the base model, the newest blue and
+    blue's mixture on goals nobody trained on; fluency and variety of the attacks; refusals and help on ordinary requests;
+    how far each solution was from an equilibrium. The same command goes on after an interruption. The figures also go into
+    the report.
+    """
+    from rtg_solvers import report as report_module
+    from rtg_solvers.evaluation.protocol import EvaluationSettings
+    from rtg_solvers.evaluation.run import evaluate_run, num_units, read_finished
+    from rtg_solvers.evaluation.tables import evaluation_tables
+
+    given = {"fresh_steps": fresh_steps, "attacks": attacks, "seed": seed}
+    settings = _settings(EvaluationSettings, config, given)
+    path = run_dir.resolve()
+    if dry_run:
+        finished = read_finished(path)
+        units = num_units(settings, finished.config, finished.found)
+        _print_block(f"about {units:.0f} dialogues' worth of work\nNothing was run.")
+        return
+    with RichProgress(_OUT) as progress:
+        evaluated = evaluate_run(path, settings, progress=progress, offline=offline, cache_dir=cache_dir)
+    for table in evaluation_tables(evaluated.figures):
+        _OUT.print(text_table(table))
+    page = report_module.write_report(path)
+    _OUT.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/grts-1a2b3c4d.")],
     redact: Annotated[bool, typer.Option("--redact", help="Leave out every sentence that a model wrote.")] = False,
@@ -343,11 +390,10 @@ def run(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _grts_config(file: Path | None, options: dict[str, Any]) -> grts.GRTSConfig:
-    settings = (
-        configs.from_mapping(grts.GRTSConfig, configs.read_config_file(file), file.name) if file else grts.GRTSConfig()
-    )
-    return replace(settings, **{key: value for key, value in options.items() if value is not None})
+def _settings(cls: type[T], file: Path | None, options: dict[str, Any]) -> T:
+    """Settings from a file, if there is one; what stands on the command line wins."""
+    settings = configs.from_mapping(cls, configs.read_config_file(file), file.name) if file else cls()
+    return replace(settings, **{key: value for key, value in options.items() if value is not None})  # type: ignore[type-var]  # a dataclass
 
 
 def _show_cost(settings: grts.GRTSConfig, num_heldout: int) -> None:

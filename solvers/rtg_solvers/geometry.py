@@ -18,13 +18,18 @@ that of what is left, and so on. A spinning top has many cycles in its middle la
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from scipy.optimize import linprog
 
 from rtg_env.errors import PayoffShapeError, SolverError
 from rtg_solvers.empirical import checked_matrix
-from rtg_solvers.intervals import CellMeans
+from rtg_solvers.intervals import CellMeans, cells_of
+from rtg_solvers.payoffs import PayoffTensor
+
+_MOST_PAIRS: Final = 150
+"""Layers take a linear program each, of twice as many unknowns as there are pairs; beyond this they are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,64 @@ class Layer:
 
     num_cycles: int
     """Triples in it of which each beats the next."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The geometry of a payoff tensor, as it is reported."""
+
+    cyclic_share: float | None
+    """Share of cycles in the energy, noise subtracted; None where nothing is left of it."""
+
+    additive: tuple[float, float, float] | None
+    """The same in 200 games without cycles and with the cells' noise: 2.5 %, median, 97.5 %; None if all are None."""
+
+    shuffled: tuple[float, float, float] | None
+    """The same in 200 games with the payoffs in random places."""
+
+    transitive_energy: float
+    """Mean square, noise subtracted."""
+
+    cyclic_energy: float
+    """Mean square, noise subtracted."""
+
+    layers: tuple[tuple[tuple[str, str], ...], ...]
+    """Nash clusters of (red, blue) pairs, best first; empty if there are more than 150 pairs."""
+
+    cycles: tuple[int, ...]
+    """Triples, in each layer, of which each beats the next."""
+
+
+def shape_of(payoffs: PayoffTensor, *, rng: np.random.Generator) -> Shape | None:
+    """The geometry of a payoff tensor; None if all dialogues are on one goal, so that its noise is not known.
+
+    Args:
+        payoffs: Solved before, so that every cell has a scored dialogue.
+        rng: Draws the controls.
+    """
+    if payoffs.num_goals < 2:
+        return None
+    cells = cells_of(payoffs)
+    found, compared = energy(cells), controls(cells, rng=rng)
+    pairs = [(red, blue) for red in payoffs.red for blue in payoffs.blue]
+    layers = nash_layers(pair_game(cells.mean)) if len(pairs) <= _MOST_PAIRS else []
+    return Shape(
+        cyclic_share=None if np.isnan(found.cyclic_share) else found.cyclic_share,
+        additive=_spread(compared.additive),
+        shuffled=_spread(compared.shuffled),
+        transitive_energy=found.transitive,
+        cyclic_energy=found.cyclic,
+        layers=tuple(tuple(pairs[member] for member in layer.members) for layer in layers),
+        cycles=tuple(layer.num_cycles for layer in layers),
+    )
+
+
+def _spread(shares: np.ndarray) -> tuple[float, float, float] | None:
+    known = shares[~np.isnan(shares)]
+    if not known.size:
+        return None
+    low, middle, high = np.quantile(known, (0.025, 0.5, 0.975))
+    return float(low), float(middle), float(high)
 
 
 def energy(cells: CellMeans) -> Energy:

@@ -253,7 +253,8 @@ def value_interval(cells: CellMeans, *, confidence: float = 0.95) -> Interval:
 def payoff_value_interval(payoffs: PayoffTensor, *, confidence: float = 0.95) -> Interval:
     """Value of the game of a payoff tensor, clustered by goal.
 
-    The ends hold whatever unscored dialogues would have paid: the value rises with every payoff.
+    The ends hold whatever unscored dialogues would have paid: the value rises with every payoff. They are within what can
+    be paid at all.
 
     Args:
         payoffs: With dialogues on at least two goals.
@@ -263,10 +264,11 @@ def payoff_value_interval(payoffs: PayoffTensor, *, confidence: float = 0.95) ->
         PayoffShapeError: If a cell has no scored dialogue (it is named), or all are on one goal.
     """
     found = value_interval(cells_of(payoffs), confidence=confidence)
-    if not payoffs.num_unscored.any():
-        return found
-    least, most = (value_interval(cells_of(_filled(payoffs, pay)), confidence=confidence) for pay in payoffs.bounds)
-    return Interval(found.value, min(found.low, least.low), max(found.high, most.high))
+    low, high = found.low, found.high
+    if payoffs.num_unscored.any():
+        least, most = (value_interval(cells_of(_filled(payoffs, pay)), confidence=confidence) for pay in payoffs.bounds)
+        low, high = min(low, least.low), max(high, most.high)
+    return Interval(found.value, max(low, payoffs.bounds[0]), min(high, payoffs.bounds[1]))
 
 
 def _filled(payoffs: PayoffTensor, pay: float) -> PayoffTensor:

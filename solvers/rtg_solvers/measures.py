@@ -7,7 +7,7 @@ the mean; the interval is widened to what it would be if every one of them had b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -90,6 +90,47 @@ def mean_estimate(
         num_unscored=int((~scored).sum()),
         num_clusters=len(set(labels[scored])),
     )
+
+
+def share_estimate(
+    values: Sequence[float] | np.ndarray, clusters: Sequence[str], *, confidence: float = 0.95
+) -> Estimate:
+    """Share of successes with an interval that is never a point: Clopper and Pearson's for the effective sample size.
+
+    With the cluster-robust variance v of the share p, n values in G clusters count as p (1 - p) / v, at most n, times
+    (t(n - 1) / t(G - 1))^2 (Korn & Graubard 1998). Where all values agree, v says nothing, and clusters are counted.
+
+    Args:
+        values: [n] 0 or 1, NaN where unscored; unscored ones are imputed as 0 for the lower and 1 for the upper end.
+        clusters: [n] goal ids.
+        confidence: Of the interval, in (0, 1).
+
+    Raises:
+        ConfigError: If the lengths differ or a value is neither 0 nor 1.
+    """
+    x, labels = np.asarray(values, dtype=float), np.asarray(clusters, dtype=object)
+    scored = ~np.isnan(x)
+    if x.size != labels.size or not np.isin(x[scored], (0.0, 1.0)).all():
+        raise ConfigError(f"expected {labels.size} values that are 0, 1 or NaN, one per cluster, got {x.size} others")
+    plain = mean_estimate(x, clusters, bounds=(0.0, 1.0), confidence=confidence)
+    if not scored.any():
+        return plain
+    low, high = (_clopper(np.where(scored, x, fill), labels, confidence) for fill in (0.0, 1.0))
+    return replace(plain, low=low[0], high=high[1])
+
+
+def _clopper(x: np.ndarray, labels: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Both ends of Korn and Graubard's interval; NaN from fewer than two clusters on."""
+    size, groups, share = x.size, len(set(labels)), float(x.mean())
+    if groups < 2:
+        return float("nan"), float("nan")
+    variance, error = clustered_error(x, labels) ** 2, (1.0 - confidence) / 2
+    effective = min(float(size), share * (1.0 - share) / variance) if variance > 0 else float(groups)
+    effective *= (stats.t.ppf(error, size - 1) / stats.t.ppf(error, groups - 1)) ** 2
+    won = share * effective
+    low = stats.beta.ppf(error, won, effective - won + 1) if won > 0 else 0.0
+    high = stats.beta.ppf(1 - error, won + 1, effective - won) if won < effective else 1.0
+    return float(low), float(high)
 
 
 def paired_estimate(

@@ -115,6 +115,11 @@ class PayoffTensor:
         """[R, C] dialogues, scored or not."""
         return np.array([[self.samples[Cell(r, b)].utilities.size for b in self.blue] for r in self.red], dtype=int)
 
+    @property
+    def num_goals(self) -> int:
+        """Different goals among the dialogues."""
+        return len({goal for samples in self.samples.values() for goal in samples.goal_ids})
+
     def extended(self, red: Sequence[str], blue: Sequence[str], play: PlayCells, count: int = 1) -> PayoffTensor:
         """The tensor over these members; plays only the cells that are missing.
 

@@ -19,6 +19,10 @@ from rtg_env.text import for_terminal, one_line
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_solvers import result as result_module
 from rtg_solvers.configs import from_mapping
+from rtg_solvers.evaluation.results import Evaluation
+from rtg_solvers.evaluation.run import stored_evaluation
+from rtg_solvers.evaluation.tables import evaluation_tables
+from rtg_solvers.geometry import Shape
 from rtg_solvers.measures import Estimate
 from rtg_solvers.methods.grts import GRTSConfig
 from rtg_solvers.result import Result
@@ -73,6 +77,7 @@ def _render(
         finalize=_clean,
     )
     names = store.block_names()
+    evaluated = stored_evaluation(store)
     figures = [store.block_data(block) for block in names if block.startswith("step/")]
     context: dict[str, Any] = {
         "name": name,
@@ -82,6 +87,8 @@ def _render(
         "result": found,
         "warnings": found.warnings if found else (),
         "num_units": len(names),
+        "evaluation": evaluation_tables(evaluated.figures) if evaluated else [],
+        "evaluation_plot": _image(_plot_evaluation(evaluated.figures, found)) if evaluated else "",
         "redacted": redact,
         "curves": _image(_plot_curves(figures)) if figures else "",
         "sections": [(title, _shown(played, redact)) for title, played in _notable(store, names) if played],
@@ -101,6 +108,10 @@ def _render(
                     found.red, found.cells, found.harm_cells, found.unhelpful_cells, found.red_mixture, strict=True
                 )
             ],
+            "gap_curve": _image(_plot_gap_curve(found)) if len(found.oracle_gaps) > 1 else "",
+            "shape": found.shape,
+            "spread": _spread,
+            "layers": _layer_rows(found.shape),
             "gain_rows": [{"what": what, "red": str(red), "blue": str(blue)} for what, red, blue in _gains(found)],
         }
     return environment.get_template("report.html.jinja").render(context)
@@ -223,6 +234,74 @@ def _plot_gains(found: Result) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("gain in utility (red dots: red's gain, blue dots: blue's gain)")
     return figure
+
+
+def _plot_gap_curve(found: Result) -> Figure:
+    figure = _figure(8.4, 2.8)
+    axes = figure.subplots()
+    iterations = range(1, len(found.oracle_gaps) + 1)
+    totals = [gap.total for gap in found.oracle_gaps]
+    lows, highs = zip(*(gap.interval for gap in found.oracle_gaps), strict=True)
+    axes.fill_between(iterations, lows, highs, color=_GREY, alpha=0.2, lw=0)
+    axes.plot(iterations, totals, "o-", color="black", label="both sides")
+    for colour, side in ((_RED, "red"), (_BLUE, "blue")):
+        gains = [max(0.0, (gap.red_gain if side == "red" else gap.blue_gain).mean) for gap in found.oracle_gaps]
+        axes.plot(iterations, gains, "--", color=colour, label=f"{side}'s part")
+    axes.set(xlabel="iteration", ylabel="oracle_gap", ylim=(0, None))
+    axes.set_xticks(list(iterations))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _plot_evaluation(figures: Evaluation, found: Result | None) -> Figure:
+    """Success by attacker and target, and the three gaps by iteration."""
+    figure = _figure(10.5, 3.8)
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    targets = list(dict.fromkeys(one.target for one in figures.attacked))
+    attackers = list(dict.fromkeys(one.attacker for one in figures.attacked))
+    for number, (target, colour) in enumerate(zip(targets, (_GREY, "#7fa3d4", _BLUE), strict=False)):
+        for one in (one for one in figures.attacked if one.target == target):
+            place = attackers.index(one.attacker) + 0.22 * (number - 1)
+            left.plot([one.success.low, one.success.high], [place] * 2, color=colour, lw=2)
+            left.plot(one.success.mean, place, "o", color=colour, ms=5)
+        left.plot([], [], "o-", color=colour, label=f"against {target}")
+    left.set_yticks(range(len(attackers)), [_label(name) for name in attackers], fontsize=8)
+    left.invert_yaxis()
+    left.set(xlim=(0, 1), xlabel="attacks that succeed")
+    left.legend(fontsize=7)
+    curves = {"restricted": [point.restricted for point in figures.gaps]}
+    curves["independent"] = [point.independent for point in figures.gaps]
+    if found is not None:
+        curves["oracle"] = list(found.oracle_gaps)
+    for number, (name, gaps) in enumerate(curves.items()):
+        # An oracle gap is that of the mixture before its iteration.
+        places = [k + 0.06 * (number - 1) for k in range(len(gaps))]
+        totals = [gap.total for gap in gaps]
+        reach = [[t - gap.interval[0] for t, gap in zip(totals, gaps, strict=True)]]
+        reach.append([gap.interval[1] - t for t, gap in zip(totals, gaps, strict=True)])
+        bars = [[max(0.0, value) for value in row] for row in reach]
+        right.errorbar(places, totals, yerr=bars, fmt="o-", ms=4, lw=1, capsize=2, label=f"{name}_gap")
+    right.set_xticks(range(len(figures.gaps)))
+    right.set(ylim=(0, None), xlabel="solution after iteration", ylabel="gap")
+    right.legend(fontsize=7)
+    return figure
+
+
+def _layer_rows(shape: Shape | None) -> list[dict[str, Any]]:
+    if shape is None:
+        return []
+    return [
+        {"pairs": ", ".join(f"{_short(red)} + {_short(blue)}" for red, blue in layer), "cycles": cycles}
+        for layer, cycles in zip(shape.layers, shape.cycles, strict=True)
+    ]
+
+
+def _spread(found: tuple[float, float, float] | None) -> str:
+    return f"{found[1]:.2f} [{found[0]:.2f}, {found[2]:.2f}]" if found else "nothing measurable"
+
+
+def _short(version: str) -> str:
+    return version.split("@", maxsplit=1)[0]
 
 
 def _plot_curves(figures: Sequence[dict[str, Any]]) -> Figure:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from rtg_env.errors import RunError
 from rtg_solvers.gaps import Gap
+from rtg_solvers.geometry import Shape
 from rtg_solvers.measures import Estimate
+from rtg_solvers.records import from_record, to_record
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,14 +49,20 @@ class Result:
     value: float
     """Of the game of these members: what red wins at an equilibrium of the payoffs."""
 
+    value_interval: tuple[float, float] | None
+    """95 %, allowing for the mixtures having been chosen on the same dialogues; None from one goal."""
+
     expected: float
     """What red wins when both sides play their mixture, by the same payoffs; the value, if they are an equilibrium."""
 
-    oracle_gap: Gap
-    """Newest best responses against the mixtures they were trained on; the last iteration's."""
+    oracle_gaps: tuple[Gap, ...]
+    """Newest best responses against the mixtures they were trained on, by iteration."""
 
     restricted_gap: Gap
     """Best members inside the populations against the final mixture."""
+
+    shape: Shape | None
+    """How much of the game of these members is order and how much is cycles; None from one goal."""
 
     heldout_red_gain: Estimate
     """Newest red over the base model, against base blue, on held-out goals, goal by goal."""
@@ -72,6 +80,11 @@ class Result:
     """What a reader must know before trusting a number."""
 
     @property
+    def oracle_gap(self) -> Gap:
+        """The last iteration's."""
+        return self.oracle_gaps[-1]
+
+    @property
     def value_by_kind(self) -> tuple[float, float]:
         """What red wins per dialogue on harmful and on benign goals, both sides playing their mixture."""
         return self._mixed(self.harm_cells), self._mixed(self.unhelpful_cells)
@@ -87,7 +100,7 @@ class Result:
 
 def to_json(result: Result) -> dict[str, Any]:
     """A result as JSON data."""
-    return {"result_version": _VERSION, **asdict(result)}
+    return {"result_version": _VERSION, **to_record(result)}
 
 
 def from_json(data: Mapping[str, Any]) -> Result:
@@ -99,17 +112,4 @@ def from_json(data: Mapping[str, Any]) -> Result:
     values = dict(data)
     if (found := values.pop("result_version", 1)) != _VERSION:
         raise RunError(f"expected a result of version {_VERSION}, got {found}; read it with the release that wrote it")
-    values["cells"] = tuple(tuple(Estimate(**cell) for cell in row) for row in data["cells"])
-    for name in ("harm_cells", "unhelpful_cells"):
-        values[name] = tuple(tuple(row) for row in data[name])
-    for name in ("oracle_gap", "restricted_gap"):
-        gap = dict(data[name])
-        gap["total_interval"] = tuple(gap["total_interval"]) if gap.get("total_interval") else None
-        values[name] = Gap(
-            **{**gap, "red_gain": Estimate(**gap["red_gain"]), "blue_gain": Estimate(**gap["blue_gain"])}
-        )
-    for name in ("heldout_red_gain", "heldout_blue_gain"):
-        values[name] = Estimate(**data[name])
-    for name in ("red", "blue", "red_mixture", "blue_mixture", "warnings"):
-        values[name] = tuple(data[name])
-    return Result(**values)
+    return from_record(Result, values)

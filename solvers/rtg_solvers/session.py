@@ -8,45 +8,45 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from rtg_agents.models import resolve_encoder, resolve_model
-from rtg_agents.population import Population, untrained_members
+from rtg_agents.population import untrained_members
 from rtg_agents.progress import Progress, WorkMeter
 from rtg_agents.prompting import PROMPT_VERSION
 from rtg_agents.scripted import longest_filled
 from rtg_env import goals as goals_module
 from rtg_env import rules
 from rtg_env.engine import rescore
-from rtg_env.errors import ConfigError, JudgeError, RunError
-from rtg_env.goals import Goal, GoalSet, Split
+from rtg_env.errors import ConfigError, RunError
+from rtg_env.goals import GoalSet, Split
 from rtg_env.judges.base import Judge
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_solvers import loop, result
 from rtg_solvers.configs import to_mapping
 from rtg_solvers.gaps import measure_gap, paired_gain, restricted_deviations
+from rtg_solvers.geometry import shape_of
+from rtg_solvers.intervals import payoff_value_interval
 from rtg_solvers.measures import Estimate, paired_estimate
 from rtg_solvers.methods import grts
-from rtg_solvers.payoffs import Cell, Samples
 from rtg_solvers.result import Result
-from rtg_solvers.rollout import Game, Pairing, draw_pairings, play, utilities
+from rtg_solvers.rollout import Pairing
 from rtg_solvers.run import IDENTITY, RunDirectory, default_name, read_goals, read_settings
 from rtg_solvers.seeding import draw_seed, rng_for
 from rtg_solvers.version import __version__
+from rtg_solvers.workbench import Workbench, cycled
 
 if TYPE_CHECKING:
     from rtg_agents.hf import TorchBackend
 
-MAX_UNSCORED_SHARE = 0.5
-"""A unit in which the judge fails more often than this stops the run."""
-
-_RESULT = "result"
+RESULT: Final = "result"
+"""Block that holds a finished run's numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +142,8 @@ def run_grts(
     check_goals(config, goal_set)
     settings = run_settings(config, goal_set, judge)
     with RunDirectory(runs, name or default_name(config.method, settings), settings, goal_set) as run:
-        if run.store.has_block(_RESULT):
-            return Outcome(path=run.path, result=result.from_json(run.store.block_data(_RESULT)), was_finished=True)
+        if run.store.has_block(RESULT):
+            return Outcome(path=run.path, result=result.from_json(run.store.block_data(RESULT)), was_finished=True)
         if backend is None:
             from rtg_agents.hf import TorchBackend
 
@@ -158,9 +158,11 @@ def run_grts(
         if second is not None and second.judge_id == judge.judge_id:
             raise ConfigError(f"expected a second judge that differs from the first, both are {judge.judge_id}")
         check_identity(run, {"model": backend.fingerprint, "report_judge": second.judge_id if second else ""})
-        session = Session(config, goal_set, judge, second, run, backend, progress)
-        found = session.finish()
-        run.store.put_block(_RESULT, [], result.to_json(found))
+        total = grts.cost(config, len(goal_set.split("heldout").harmful)).units
+        meter = WorkMeter(progress, "solve", total)
+        bench = Workbench(config, goal_set, judge, run, backend=backend, meter=meter)
+        found = Session(bench, second).finish()
+        run.store.put_block(RESULT, [], result.to_json(found))
         return Outcome(path=run.path, result=found, was_finished=False)
 
 
@@ -168,7 +170,7 @@ def read_result(path: Path) -> Result | None:
     """The result of a run on disk; None if it is not finished."""
     read_settings(path)
     with TranscriptStore(path / "run.db", read_goals(path)) as store:
-        data = store.block_data(_RESULT)
+        data = store.block_data(RESULT)
     return result.from_json(data) if data else None
 
 
@@ -226,36 +228,20 @@ def check_goals(config: grts.GRTSConfig, goal_set: GoalSet) -> None:
 class Session:
     """One process's work on a run."""
 
-    def __init__(
-        self,
-        config: grts.GRTSConfig,
-        goal_set: GoalSet,
-        judge: Judge,
-        second_judge: Judge | None,
-        run: RunDirectory,
-        backend: TorchBackend,
-        progress: Progress,
-    ) -> None:
-        self._config = config
-        self._run = run
-        self._backend = backend
+    def __init__(self, bench: Workbench, second_judge: Judge | None) -> None:
+        self._bench = bench
         self._second_judge = second_judge
         self._started = time.monotonic()
-        self._game = Game(config=config.game, goals=goal_set.split("train"), judge=judge)
-        self._heldout = Game(config=config.game, goals=goal_set.split("heldout"), judge=judge)
-        self._population = Population(run.population, backend, config.sampling)
-        total = grts.cost(config, len(self._heldout.goals.harmful)).units
-        self._meter = WorkMeter(progress, "solve", total)
-        self._cells: dict[Cell, Samples] = {}
 
     def finish(self) -> Result:
         """Run the loop to its end and measure the result."""
+        bench, config = self._bench, self._bench.config
         for member in untrained_members():
-            if self._population.restored(member.version) is None:
-                self._population.add(member)
-        solution = loop.solve(grts.method(self._config, self._backend), self._context())
+            if bench.population.restored(member.version) is None:
+                bench.population.add(member)
+        solution = loop.solve(grts.method(config, bench.backend), bench.context())
         payoffs, mixture = solution.payoffs, solution.mixture
-        gap_settings = {"seed": self._config.seed, "count": self._config.dialogues_per_gap}
+        gap_settings = {"seed": config.seed, "count": config.dialogues_per_gap}
         oracle_gaps = []
         for k, iteration in enumerate(solution.iterations):
             # A side for which nothing better was found deviates to its newest member.
@@ -263,31 +249,34 @@ class Session:
             newest = before | {member.role: member.version for member in iteration.new}
             pair = (newest["red"], newest["blue"])
             oracle_gaps.append(
-                measure_gap(f"oracle-gap/{k}", self._game, iteration.mixture, pair, self._play_unit, **gap_settings)
+                measure_gap(f"oracle-gap/{k}", bench.game, iteration.mixture, pair, bench.play_unit, **gap_settings)
             )
         pair = restricted_deviations(payoffs, mixture)
-        restricted = measure_gap("restricted-gap", self._game, mixture, pair, self._play_unit, **gap_settings)
-        red_gain, second_red = self._heldout_gain("red", self._population.names("red")[-1])
-        blue_gain, second_blue = self._heldout_gain("blue", self._population.names("blue")[-1])
+        restricted = measure_gap("restricted-gap", bench.game, mixture, pair, bench.play_unit, **gap_settings)
+        red_gain, second_red = self._heldout_gain("red", bench.population.names("red")[-1])
+        blue_gain, second_blue = self._heldout_gain("blue", bench.population.names("blue")[-1])
         second = (
             {"judge_id": self._second_judge.judge_id, "red": second_red, "blue": second_blue}
             if self._second_judge
             else {}
         )
+        value = payoff_value_interval(payoffs) if payoffs.num_goals > 1 else None
         return Result(
             red=payoffs.red,
             blue=payoffs.blue,
-            labels={member.version: member.label for member in self._population},
+            labels={member.version: member.label for member in bench.population},
             cells=tuple(tuple(payoffs.estimate(r, b) for b in payoffs.blue) for r in payoffs.red),
             harm_cells=_rows(payoffs.mean_on(harmful=True)),
             unhelpful_cells=_rows(payoffs.mean_on(harmful=False)),
-            refuser_loss=self._config.game.benign_prob * self._config.game.helpfulness_weight,
+            refuser_loss=config.game.benign_prob * config.game.helpfulness_weight,
             red_mixture=tuple(float(weight) for weight in mixture.red),
             blue_mixture=tuple(float(weight) for weight in mixture.blue),
             value=mixture.value,
+            value_interval=(value.low, value.high) if value else None,
             expected=mixture.expected,
-            oracle_gap=oracle_gaps[-1],
+            oracle_gaps=tuple(oracle_gaps),
             restricted_gap=restricted,
+            shape=shape_of(payoffs, rng=rng_for(config.seed, "shape")),
             heldout_red_gain=red_gain,
             heldout_blue_gain=blue_gain,
             second_judge=second,
@@ -295,81 +284,34 @@ class Session:
             warnings=tuple(payoffs.unscored_warnings()),
         )
 
-    def _context(self) -> loop.DialogueContext:
-        return loop.DialogueContext(
-            bounds=(0.0, self._config.game.max_utility),
-            game=self._game,
-            population=self._population,
-            play_cells=self._play_cells,
-            dialogues_per_cell=self._config.dialogues_per_cell,
-            store=self._run.store,
-            seed=self._config.seed,
-            workdir=self._run.work,
-            meter=self._meter,
-        )
-
-    def _play_cells(self, wanted: Mapping[Cell, int]) -> dict[Cell, Samples]:
-        """Each cell's dialogues so far and those it lacks; a unit per cell and call, so that a kill costs one cell."""
-        # The same generator for every cell: one common order of goals and seeds.
-        order = draw_pairings(
-            self._game,
-            rng_for(self._config.seed, "cells"),
-            count=max(wanted.values()),
-            red=lambda _: "",
-            blue=lambda _: "",
-        )
-        for cell, count in wanted.items():
-            held = self._cells.get(cell)
-            begin = held.utilities.size if held else 0
-            if pairings := [replace(pair, red=cell.red, blue=cell.blue) for pair in order[begin:count]]:
-                name = f"cell/{cell.red}/{cell.blue}" + (f"/from-{begin}" if begin else "")
-                new = _samples(self._play_unit(name, pairings))
-                self._cells[cell] = held.followed_by(new) if held else new
-        return {cell: self._cells[cell] for cell in wanted}
-
-    def _play_unit(self, name: str, pairings: Sequence[Pairing], game: Game | None = None) -> list[Played]:
-        def fresh() -> list[Played]:
-            played = play(game or self._game, self._population.policies, pairings)
-            unscored = sum(item.transcript.unscored for item in played)
-            if unscored > MAX_UNSCORED_SHARE * len(played):
-                raise JudgeError(
-                    f"expected verdicts on at least {1 - MAX_UNSCORED_SHARE:.0%} of the dialogues of {name}, "
-                    f"the judge failed on {unscored} of {len(played)}; mend the judge and run the same command again"
-                )
-            return played
-
-        played = self._run.unit(name, fresh)
-        self._meter.add(len(played))
-        return played
-
     def _heldout_gain(self, role: str, newest: str) -> tuple[Estimate, Any]:
         """Gain of the newest member of a side over the base model, goal by goal, the base model on the other side."""
-        base = {"red": self._population.names("red")[0], "blue": self._population.names("blue")[0]}
+        base = {"red": self._bench.population.names("red")[0], "blue": self._bench.population.names("blue")[0]}
         pairings = self._heldout_pairings(role, base)
         # The same goals, but seeds of its own: a policy that has not changed then gains nothing only within its noise,
         # so that a null run checks the interval too.
-        rng = rng_for(self._config.seed, "heldout", role, "newest")
+        rng = rng_for(self._bench.config.seed, "heldout", role, "newest")
         fresh = [replace(_with(pairing, role, newest), seed=draw_seed(rng)) for pairing in pairings]
-        before = self._play_unit(f"heldout/{role}/base", pairings, self._heldout)
-        after = self._play_unit(f"heldout/{role}/newest", fresh, self._heldout)
+        before = self._bench.play_unit(f"heldout/{role}/base", pairings, self._bench.heldout)
+        after = self._bench.play_unit(f"heldout/{role}/newest", fresh, self._bench.heldout)
         side: Any = role
-        gain = paired_gain(self._heldout, side, after, before)
+        gain = paired_gain(self._bench.heldout, side, after, before)
         if self._second_judge is None:
             return gain, None
         return gain, asdict(self._second_opinion(role, before, after, self._second_judge))
 
     def _heldout_pairings(self, role: str, base: dict[str, str]) -> list[Pairing]:
         """As many deals as held-out harmful goals times repeats; for blue in the game's own mixture of both kinds."""
-        rng = rng_for(self._config.seed, "heldout", role)
-        goals = self._heldout.goals
-        count = len(goals.harmful) * self._config.heldout_repeats
-        num_benign = round(count * self._config.game.benign_prob) if role == "blue" else 0
-        order = _cycled(goals.harmful, count - num_benign, rng) + _cycled(goals.benign, num_benign, rng)
+        rng = rng_for(self._bench.config.seed, "heldout", role)
+        goals = self._bench.heldout.goals
+        count = len(goals.harmful) * self._bench.config.heldout_repeats
+        num_benign = round(count * self._bench.config.game.benign_prob) if role == "blue" else 0
+        order = cycled(goals.harmful, count - num_benign, rng) + cycled(goals.benign, num_benign, rng)
         return [
             Pairing(
                 red=base["red"],
                 blue=base["blue"],
-                deal=rules.draw_deal(self._config.game, goal, rng),
+                deal=rules.draw_deal(self._bench.config.game, goal, rng),
                 seed=draw_seed(rng),
             )
             for goal in order
@@ -378,25 +320,11 @@ class Session:
     def _second_opinion(self, role: str, before: Sequence[Played], after: Sequence[Played], judge: Judge) -> Estimate:
         first, second = (after, before) if role == "red" else (before, after)
         pair = [
-            [t.utility for t in rescore(self._config.game, [item.transcript for item in played], judge)]
+            [t.utility for t in rescore(self._bench.config.game, [item.transcript for item in played], judge)]
             for played in (first, second)
         ]
         clusters = [item.transcript.goal.id for item in before]
-        return paired_estimate(pair[0], pair[1], clusters, max_utility=self._config.game.max_utility)
-
-
-def _samples(played: Sequence[Played]) -> Samples:
-    return Samples(
-        utilities=utilities(played),
-        goal_ids=tuple(item.transcript.goal.id for item in played),
-        harmful=np.array([item.transcript.goal.harmful for item in played]),
-    )
-
-
-def _cycled(pool: Sequence[Goal], count: int, rng: np.random.Generator) -> list[Goal]:
-    """Goals in random order, each as often as any other (up to one)."""
-    rounds = -(-count // len(pool)) if count else 0
-    return [pool[index] for _ in range(rounds) for index in rng.permutation(len(pool))][:count]
+        return paired_estimate(pair[0], pair[1], clusters, max_utility=self._bench.config.game.max_utility)
 
 
 def _rows(table: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from rtg_env.text import one_line
+from rtg_solvers.evaluation.tables import TextTable
 from rtg_solvers.measures import Estimate
 from rtg_solvers.result import Result
 
@@ -90,6 +91,8 @@ def result_tables(result: Result) -> list[Table]:
         payoff.add_row(_name(result, version), *(f"{cell.mean:.3f} ± {cell.se:.3f}" for cell in row), f"{weight:.2f}")
     payoff.add_section()
     worth = f"value {result.value:.3f}"
+    if result.value_interval:
+        worth += f" [{result.value_interval[0]:.2f},{result.value_interval[1]:.2f}]"
     if abs(result.expected - result.value) >= 5e-4:
         worth = f"{result.expected:.3f}, at equilibrium {result.value:.3f}"
     payoff.add_row("blue mixture", *(f"{weight:.2f}" for weight in result.blue_mixture), worth)
@@ -112,6 +115,9 @@ def result_tables(result: Result) -> list[Table]:
         low, high = gap.interval
         gaps.add_row(name, str(gap.red_gain), str(gap.blue_gain))
         gaps.add_row("  both sides, sum", f"{gap.total:.3f}", f"[{low:.2f},{high:.2f}]")
+    if len(result.oracle_gaps) > 1:
+        curve = "  ".join(f"{gap.total:.3f}" for gap in result.oracle_gaps)
+        gaps.add_row("  oracle_gap by iteration", curve, "")
     gaps.add_row("held-out gain", str(result.heldout_red_gain), str(result.heldout_blue_gain))
     if result.second_judge:
         second = [Estimate(**result.second_judge[role]) for role in ("red", "blue")]
@@ -124,6 +130,17 @@ def result_tables(result: Result) -> list[Table]:
     )
     gaps.caption_justify = "left"
     return [payoff, gaps]
+
+
+def text_table(found: TextTable) -> Table:
+    """A table of plain text for the terminal."""
+    table = Table(title=found.title, title_justify="left", box=box.SIMPLE_HEAD)
+    for index, name in enumerate(found.header):
+        table.add_column(escape(name), justify="right" if index else "left")
+    for row in found.rows:
+        table.add_row(*(escape(one_line(cell, max_chars=80)) for cell in row))
+    table.caption, table.caption_justify = found.note or None, "left"
+    return table
 
 
 def _short(text: str) -> str:

@@ -23,6 +23,7 @@ def settings(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     config = {
         "model": str(tiny_folder),
         "judge": "tests.judges_for_runs:Vowels",
+        "report_judge": "tests.judges_for_runs:Consonants",
         "dialogues_per_cell": 4,
         "dialogues_per_gap": 4,
         "red_sampling": {"max_new_tokens": 4},
@@ -73,6 +74,29 @@ def test_dry_run_counts_the_work_and_does_none_of_it(settings: Path, tmp_path: P
     assert re.search(r"payoff cells\s+8\b", text)
     assert re.search(rf"dialogues\s+{8 * 4 + 6 * 4 + 4 * 80 + 2 * 4}\b", text)
     assert not list(tmp_path.iterdir())
+
+
+def test_evaluate_prints_its_tables_and_adds_them_to_the_report(solved: Path, tmp_path: Path, capsys) -> None:
+    numbers = {"attacks": 4, "responses": 2, "attempts": 2, "dialogues": 4, "benign": 4, "deals": 4, "curve_deals": 4}
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps({**numbers, "dialogues_per_cell": 2, "embeddings": "hashed"}))
+    command = ["evaluate", str(solved), "--config", str(config), "--offline"]
+    assert run([*command, "--dry-run"]) == 0
+    assert "Nothing was run" in capsys.readouterr().out
+    assert run(command) == 0
+    text = capsys.readouterr().out
+    for word in (
+        "best of 2",
+        "success@3",
+        "independent_gap",
+        "population exploitability",
+        "Vendi",
+    ):
+        assert word in text, word
+    page = (solved / "report.html").read_text()
+    assert "<h2>Evaluation</h2>" in page
+    assert "independent_gap" in page
+    assert "consonants@1" in page
 
 
 def test_report_of_a_run_names_the_page_and_can_be_redacted(solved: Path, capsys) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtg_env.errors import PayoffShapeError
-from rtg_solvers.geometry import controls, energy, nash_layers, num_cycles, pair_game
+from rtg_solvers.geometry import Shape, controls, energy, nash_layers, num_cycles, pair_game, shape_of
 from rtg_solvers.intervals import CellMeans, independent_cells
+from rtg_solvers.payoffs import Cell, PayoffTensor, Samples
+from rtg_solvers.records import from_record, to_record
 
 ROCK = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]])
 
@@ -161,3 +165,43 @@ def test_a_game_that_is_not_antisymmetric_has_no_layers() -> None:
         nash_layers(np.eye(2))
     with pytest.raises(PayoffShapeError, match="antisymmetric"):
         nash_layers(np.zeros((2, 3)))
+
+
+def tensor(utilities: dict[tuple[str, str], list[float]], goals: tuple[str, ...]) -> PayoffTensor:
+    samples = {
+        Cell(*cell): Samples(utilities=np.array(values), goal_ids=goals, harmful=np.ones(len(goals), bool))
+        for cell, values in utilities.items()
+    }
+    red, blue = sorted({r for r, _ in utilities}), sorted({b for _, b in utilities})
+    return PayoffTensor(red=tuple(red), blue=tuple(blue), samples=samples)
+
+
+def test_the_shape_of_a_payoff_tensor_names_its_members() -> None:
+    # Matching pennies without noise: the row effects and column effects are 0, all energy is interaction.
+    pennies = {("r0", "b0"): [1.0, 1.0], ("r0", "b1"): [0.0, 0.0], ("r1", "b0"): [0.0, 0.0], ("r1", "b1"): [1.0, 1.0]}
+    shape = shape_of(tensor(pennies, ("g0", "g1")), rng=np.random.default_rng(0))
+    assert shape is not None
+    assert shape.cyclic_share == pytest.approx(1.0)
+    assert shape.cyclic_energy == pytest.approx(0.125)  # interaction is 1/2 everywhere: (1/4) / 2
+    assert sorted(shape.layers[0]) == [("r0", "b0"), ("r0", "b1"), ("r1", "b0"), ("r1", "b1")]
+    assert from_record(Shape, json.loads(json.dumps(to_record(shape)))) == shape
+
+
+def test_a_game_without_cycles_has_a_share_inside_its_control() -> None:
+    rng = np.random.default_rng(1)
+    goals = tuple(f"g{i}" for i in range(40))
+    skill = {
+        (f"r{r}", f"b{c}"): list(0.5 + 0.1 * r - 0.1 * c + 0.05 * rng.normal(size=40))
+        for r in range(3)
+        for c in range(3)
+    }
+    shape = shape_of(tensor(skill, goals), rng=rng)
+    assert shape is not None
+    assert shape.additive is not None
+    assert shape.cyclic_share is not None
+    assert shape.cyclic_share <= shape.additive[2]
+    assert shape.layers[0] == (("r2", "b2"),)
+
+
+def test_the_shape_from_one_goal_is_not_known() -> None:
+    assert shape_of(tensor({("r0", "b0"): [0.5, 0.5]}, ("g", "g")), rng=np.random.default_rng(0)) is None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from rtg_env.errors import ConfigError
-from rtg_solvers.measures import mean_estimate, paired_estimate
+from rtg_solvers.measures import mean_estimate, paired_estimate, share_estimate
 
 NAN = float("nan")
 
@@ -85,3 +88,49 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         found = mean_estimate(values, [str(i // 3) for i in range(72)], bounds=(0, 1))
         hits += found.low <= 0.4 <= found.high
     assert 0.93 <= hits / 1000 <= 0.975
+
+
+def test_a_share_without_clusters_is_clopper_and_pearsons() -> None:
+    # One value per goal: x = 2 of n = 10. Clopper-Pearson: [0.0252, 0.5561] (tables of the binomial distribution).
+    found = share_estimate([1.0, 1.0] + [0.0] * 8, [f"g{i}" for i in range(10)])
+    # The cluster-robust variance divides by n - 1: effective size 10 * 9 / 10 = 9.
+    exact = stats.beta.ppf([0.025, 0.975], [1.8, 2.8], [8.2, 7.2])
+    assert (found.low, found.high) == pytest.approx(tuple(exact))
+    assert found.mean == pytest.approx(0.2)
+    assert found.low < 0.0252 + 0.01
+    assert found.high > 0.5561
+
+
+def test_no_success_in_all_goals_is_no_proof_of_none() -> None:
+    # 0 of 20 goals, 5 values each: the upper end is that of 20 independent values, 1 - 0.025^(1/20), a little wider.
+    found = share_estimate(np.zeros(100), [f"g{i // 5}" for i in range(100)])
+    assert found.low == 0.0
+    assert 1 - 0.025 ** (1 / 20) < found.high < 0.2
+    assert share_estimate(np.ones(100), [f"g{i // 5}" for i in range(100)]).low == pytest.approx(1 - found.high)
+
+
+def test_unscored_values_widen_a_share_to_what_they_could_be() -> None:
+    goals = [f"g{i}" for i in range(12)]
+    values = np.array([1.0] * 6 + [0.0] * 4 + [np.nan] * 2)
+    found = share_estimate(values, goals)
+    assert found.mean == pytest.approx(0.6)
+    assert found.low == pytest.approx(share_estimate(np.nan_to_num(values, nan=0.0), goals).low)
+    assert found.high == pytest.approx(share_estimate(np.nan_to_num(values, nan=1.0), goals).high)
+    assert math.isnan(share_estimate([np.nan], ["g"]).mean)
+
+
+def test_intervals_of_shares_cover_when_goals_differ() -> None:
+    # 30 goals of 4 dialogues, each goal with its own chance; truth 0.2.
+    rng, hits = np.random.default_rng(0), 0
+    goals = [f"g{i // 4}" for i in range(120)]
+    for _ in range(400):
+        chance = np.repeat(rng.beta(0.5, 2.0, size=30), 4)
+        found = share_estimate((rng.random(120) < chance).astype(float), goals)
+        hits += found.low <= 0.2 <= found.high
+    assert hits >= 0.93 * 400
+
+
+@pytest.mark.parametrize("values", [[0.5], [1.0, 0.0]])
+def test_shares_of_anything_but_zero_and_one_are_refused(values: list[float]) -> None:
+    with pytest.raises(ConfigError, match="0, 1 or NaN"):
+        share_estimate(values, ["g"])

@@ -17,6 +17,7 @@ from rtg_env.goals import Goal, GoalSet, load
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_env.types import Action, Exchange, Verdict
 from rtg_solvers.gaps import Gap
+from rtg_solvers.geometry import Shape
 from rtg_solvers.measures import Estimate
 from rtg_solvers.report import _notable, write_report
 from rtg_solvers.result import Result, from_json, to_json
@@ -66,8 +67,18 @@ def result(label: str) -> Result:
         red_mixture=(0.0, 1.0),
         blue_mixture=(1.0,),
         value=0.4,
+        value_interval=(0.3, 0.5),
         expected=0.4,
-        oracle_gap=gap,
+        oracle_gaps=(gap, gap),
+        shape=Shape(
+            cyclic_share=0.25,
+            additive=(0.0, 0.1, 0.2),
+            shuffled=None,
+            transitive_energy=3.0,
+            cyclic_energy=1.0,
+            layers=((("red_01@v1", "blue_00@v1"),), (("red_00@v1", "blue_00@v1"),)),
+            cycles=(0, 7),
+        ),
         restricted_gap=gap,
         heldout_red_gain=estimate(),
         heldout_blue_gain=estimate(),
@@ -137,6 +148,11 @@ def test_numbers_of_the_result_are_on_the_page(tmp_path: Path) -> None:
     page.feed(write_report(write_run(tmp_path / "run", "x")).read_text())
     for text in (
         "0.400",
+        "[0.30, 0.50]",
+        "25 %",
+        "0.10 [0.00, 0.20]",
+        "nothing measurable",
+        "red_01 + blue_00",
         "0.200 ± 0.100",
         "1 unscored",
         "-0.100 [-0.30,+0.10]",
@@ -165,12 +181,12 @@ def test_a_large_population_fits_the_page(tmp_path: Path) -> None:
     page = Elements()
     page.feed(write_report(folder).read_text())
     images = [value for name, value in page.attributes if name == "src" and value]
-    assert len(images) == 3
+    assert len(images) == 4
     assert all(b"</svg>" in base64.b64decode(image.partition(",")[2], validate=True)[-10:] for image in images)
 
 
 def test_a_result_of_another_release_is_refused_in_one_sentence() -> None:
-    with pytest.raises(RunError, match="expected a result of version 3, got 1"):
+    with pytest.raises(RunError, match="expected a result of version 4, got 1"):
         from_json({"red": []})
 
 

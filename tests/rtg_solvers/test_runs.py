@@ -311,3 +311,23 @@ def test_an_unknown_meta_solver_or_method_is_refused_before_anything_is_played()
         GRTSConfig(meta_solver="nsh")
     with pytest.raises(ConfigError, match="method must be one of grts, self-play, fictitious-play"):
         GRTSConfig(method="psro")
+
+
+def test_every_iteration_has_its_oracle_gap_and_the_value_an_interval(tiny_folder: Path, tmp_path: Path) -> None:
+    found = run_here(tiny_folder, tmp_path, iterations=2).result
+    assert [gap.red_deviation for gap in found.oracle_gaps] == ["red_03@v1", "red_04@v1"]
+    assert found.oracle_gap == found.oracle_gaps[1]
+    assert found.value_interval is not None
+    assert found.value_interval[0] < found.value < found.value_interval[1]
+    assert found.shape is not None
+
+
+def test_adaptive_sampling_plays_no_more_but_unequally(tiny_folder: Path, tmp_path: Path) -> None:
+    equal = run_here(tiny_folder, tmp_path / "equal", dialogues_per_cell=16)
+    adaptive = run_here(tiny_folder, tmp_path / "adaptive", dialogues_per_cell=16, adaptive=True)
+    counts = [[cell.count for row in outcome.result.cells for cell in row] for outcome in (equal, adaptive)]
+    assert set(counts[0]) == {16}
+    assert len(set(counts[1])) > 1
+    assert sum(counts[1]) == sum(counts[0])
+    again = run_here(tiny_folder, tmp_path / "adaptive", dialogues_per_cell=16, adaptive=True)
+    assert again.result == adaptive.result

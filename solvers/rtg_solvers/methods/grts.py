@@ -8,8 +8,9 @@ mixture that is reported:
 - `self-play`: for the newest member of the other side, which is also what is reported.
 - `fictitious-play`: for all members alike, which is also what is reported.
 
-Deviations from the paper: mixtures are solved, not averaged over iterations; no diversity term; a helpfulness term makes
-refusing cost blue something; best responses start from the base model.
+Deviations from the paper: mixtures are solved, not averaged over iterations; its diversity term is not public, ours is
+off unless `rl.diversity` names one; a helpfulness term makes refusing cost blue something; best responses start from the
+base model unless `rl.start` says otherwise.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from rtg_solvers.loop import DialogueContext, Method
 from rtg_solvers.meta_solvers import meta_solver
 from rtg_solvers.oracles.rl import RLOracle, RLSettings, step_units
 from rtg_solvers.payoffs import PayoffTensor
+from rtg_solvers.sampling import SamplingSettings
 
 if TYPE_CHECKING:
     from rtg_agents.hf import TorchBackend
@@ -73,7 +75,13 @@ class GRTSConfig:
     """Double-oracle iterations; each trains one best response per side. At least 1."""
 
     dialogues_per_cell: int = 64
-    """Dialogues per payoff cell, at least 2."""
+    """Dialogues per payoff cell, at least 2; on average, if `adaptive`."""
+
+    adaptive: bool = False
+    """Give the same number of dialogues in all, but more to the cells that decide."""
+
+    payoff_sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    """How, if `adaptive`."""
 
     dialogues_per_gap: int = 64
     """Fresh deals per gap, at least 2."""

@@ -1,0 +1,195 @@
+"""Evaluate a run on disk, or go on with it: open the run, load its members, follow the protocol, keep the figures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from rtg_agents.models import resolve_encoder, resolve_model
+from rtg_agents.progress import Progress, WorkMeter
+from rtg_env.encoding import HashingEncoder
+from rtg_env.errors import ConfigError, RunError
+from rtg_env.judges.base import Encoder, Judge
+from rtg_env.transcripts import TranscriptStore
+from rtg_solvers import result
+from rtg_solvers.configs import from_mapping
+from rtg_solvers.evaluation.protocol import EvaluationSettings, Protocol
+from rtg_solvers.evaluation.results import Evaluation
+from rtg_solvers.methods.grts import GRTSConfig
+from rtg_solvers.oracles.rl import step_units
+from rtg_solvers.records import from_record, to_record
+from rtg_solvers.result import Result
+from rtg_solvers.run import RunDirectory, read_goals, read_settings
+from rtg_solvers.session import RESULT, check_identity, resolve_judge, run_settings
+from rtg_solvers.workbench import Workbench
+
+if TYPE_CHECKING:
+    from rtg_agents.hf import TorchBackend
+
+_VERSION: Final = 1
+_NUM_TARGETS: Final = 3
+_NUM_ATTACKERS: Final = 5
+
+
+class Evaluated(NamedTuple):
+    """An evaluation that is kept with its run."""
+
+    settings: EvaluationSettings
+    """How much was measured."""
+
+    figures: Evaluation
+    """What was found."""
+
+
+class FinishedRun(NamedTuple):
+    """A finished run on disk."""
+
+    config: GRTSConfig
+    """Its settings."""
+
+    found: Result
+    """Its result."""
+
+
+def read_finished(path: Path) -> FinishedRun:
+    """Config and result of a finished run.
+
+    Raises:
+        RunError: If there is no run, or it is not finished.
+    """
+    settings = read_settings(path)
+    with TranscriptStore(path / "run.db", read_goals(path)) as store:
+        data = store.block_data(RESULT)
+    if not data:
+        raise RunError(f"expected a finished run in {path}, it has no result yet; repeat its `rtg solve` command first")
+    try:
+        config = from_mapping(GRTSConfig, settings["config"], "config.json")
+    except ConfigError as error:
+        raise RunError(f"expected the settings of a run in {path / 'config.json'}: {error}") from None
+    return FinishedRun(config, result.from_json(data))
+
+
+def evaluate_run(
+    path: Path,
+    settings: EvaluationSettings,
+    *,
+    progress: Progress,
+    offline: bool = False,
+    cache_dir: Path | None = None,
+    backend: TorchBackend | None = None,
+    judge: Judge | None = None,
+) -> Evaluated:
+    """Measure what a finished run is worth, or go on with it; the figures stay in the run's store.
+
+    Args:
+        path: The run directory.
+        settings: How much is measured.
+        progress: Is told how far the work is.
+        offline: Never fetch anything.
+        cache_dir: Of models.
+        backend: Default: loads the run's model.
+        judge: Reports; default: the run's `report_judge`, or `offline-b`.
+
+    Raises:
+        RTGError: Any of the tree, with a remedy; what was measured so far is kept.
+    """
+    config, found = read_finished(path)
+    goals = read_goals(path)
+    trained = resolve_judge(config.judge, offline=offline, cache_dir=cache_dir, progress=progress)
+    if judge is None:
+        name = config.report_judge or "offline-b"
+        judge = resolve_judge(name, offline=offline, cache_dir=cache_dir, progress=progress)
+    if judge.judge_id == trained.judge_id:
+        raise ConfigError(f"expected a judge other than the run's own to report with, both are {judge.judge_id}")
+    # The goals as they were played stand in the run directory, wherever they came from.
+    with RunDirectory(path.parent, path.name, run_settings(config, goals, trained), goals) as run:
+        block = f"evaluation/{settings.digest}/result"
+        if run.store.has_block(block):
+            return _read(run.store.block_data(block))
+        if backend is None:
+            backend = load_backend(config, progress, offline=offline, cache_dir=cache_dir)
+        check_identity(run, {"model": backend.fingerprint})
+        encoder = load_encoder(settings, progress, offline=offline, cache_dir=cache_dir)
+        meter = WorkMeter(progress, "evaluate", num_units(settings, config, found))
+        bench = Workbench(config, goals, trained, run, backend=backend, meter=meter)
+        restore_members(bench, found)
+        figures = Protocol(bench, found, judge, encoder, settings).finish()
+        run.store.put_block(block, [], _record(settings, figures))
+        return Evaluated(settings, figures)
+
+
+def load_backend(config: GRTSConfig, progress: Progress, *, offline: bool, cache_dir: Path | None) -> TorchBackend:
+    """The model of a run, without its adapters."""
+    from rtg_agents.hf import TorchBackend
+
+    folder = resolve_model(config.model, offline=offline, cache_dir=cache_dir, progress=progress)
+    progress.message(f"Loading {config.model} ..")
+    return TorchBackend.load(folder, model_id=config.model, lora=config.lora)
+
+
+def load_encoder(settings: EvaluationSettings, progress: Progress, *, offline: bool, cache_dir: Path | None) -> Encoder:
+    """What variety is measured on."""
+    if settings.embeddings == "hashed":
+        return HashingEncoder()
+    from rtg_agents.embedding import SentenceEncoder
+
+    return SentenceEncoder(resolve_encoder(offline=offline, cache_dir=cache_dir, progress=progress))
+
+
+def restore_members(bench: Workbench, found: Result) -> None:
+    """Make every member of a result known to a workbench.
+
+    Raises:
+        RunError: If one is missing on disk.
+    """
+    for version in (*found.red, *found.blue):
+        if bench.population.restored(version) is None:
+            raise RunError(
+                f"expected the member {version} in {bench.run.population}, it is missing; restore the folder from a copy"
+            )
+
+
+def read_evaluation(path: Path) -> Evaluated | None:
+    """The newest evaluation that is kept with a run; None if there is none."""
+    read_settings(path)
+    with TranscriptStore(path / "run.db", read_goals(path)) as store:
+        return stored_evaluation(store)
+
+
+def stored_evaluation(store: TranscriptStore) -> Evaluated | None:
+    """The newest evaluation in a store; None if there is none."""
+    names = [name for name in store.block_names() if name.startswith("evaluation/") and name.endswith("/result")]
+    return _read(store.block_data(names[-1])) if names else None
+
+
+def num_units(settings: EvaluationSettings, config: GRTSConfig, found: Result) -> float:
+    """Work of an evaluation, in played dialogues, updates included."""
+    fresh = bool(settings.fresh_steps)
+    outside = (1 + fresh, 3 + fresh)  # those that are not members, red and blue
+    tried = outside[0] + 2 + outside[1]
+    said = settings.attacks * (_NUM_ATTACKERS + (_NUM_ATTACKERS + 1) * _NUM_TARGETS * settings.responses)
+    deals = settings.deals + config.iterations * settings.curve_deals
+    red, blue = len(found.red), len(found.blue)
+    new_cells = (red + outside[0]) * (blue + outside[1]) - red * blue
+    inside = sum(cell.count + cell.num_unscored for row in found.cells for cell in row)
+    return (
+        said
+        + _NUM_TARGETS * (settings.attacks * settings.attempts + 2 * settings.dialogues + settings.benign)
+        + deals * (3 + (tried + 3) / 2)
+        + new_cells * settings.dialogues_per_cell
+        + inside
+        + 2 * settings.fresh_steps * step_units(config.rl)
+    )
+
+
+def _record(settings: EvaluationSettings, figures: Evaluation) -> dict[str, Any]:
+    return {"evaluation_version": _VERSION, "settings": asdict(settings), "figures": to_record(figures)}
+
+
+def _read(data: dict[str, Any]) -> Evaluated:
+    if (version := data.get("evaluation_version")) != _VERSION:
+        raise RunError(
+            f"expected an evaluation of version {_VERSION}, got {version}; read it with the release that wrote it"
+        )
+    return Evaluated(from_mapping(EvaluationSettings, data["settings"]), from_record(Evaluation, data["figures"]))

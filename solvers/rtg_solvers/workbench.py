@@ -1,0 +1,150 @@
+"""A run on disk made ready to play: its game, its members, its dialogues. The loop and every later measurement use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rtg_agents.policy import Policy
+from rtg_agents.population import Population
+from rtg_agents.progress import WorkMeter
+from rtg_env.errors import JudgeError
+from rtg_env.goals import Goal, GoalSet
+from rtg_env.judges.base import Judge
+from rtg_env.transcripts import Played
+from rtg_solvers.loop import DialogueContext
+from rtg_solvers.methods.grts import GRTSConfig
+from rtg_solvers.payoffs import Cell, Samples
+from rtg_solvers.rollout import Game, Pairing, draw_pairings, play, utilities
+from rtg_solvers.run import RunDirectory
+from rtg_solvers.seeding import rng_for
+
+if TYPE_CHECKING:
+    from rtg_agents.hf import TorchBackend
+
+MAX_UNSCORED_SHARE = 0.5
+"""A unit in which the judge fails more often than this stops the run."""
+
+
+class Workbench:
+    """What one process needs to work on a run.
+
+    Args:
+        config: Of the run.
+        goal_set: Both halves of the goals.
+        judge: Pays.
+        run: The open directory.
+        backend: Holds the models.
+        meter: Is told how much was played.
+    """
+
+    def __init__(
+        self,
+        config: GRTSConfig,
+        goal_set: GoalSet,
+        judge: Judge,
+        run: RunDirectory,
+        *,
+        backend: TorchBackend,
+        meter: WorkMeter,
+    ) -> None:
+        self.config = config
+        self.run = run
+        self.backend = backend
+        self.meter = meter
+        self.game = Game(config=config.game, goals=goal_set.split("train"), judge=judge)
+        """On training goals."""
+        self.heldout = Game(config=config.game, goals=goal_set.split("heldout"), judge=judge)
+        """On goals that take part in no training."""
+        self.population = Population(run.population, backend, config.sampling)
+        self.outsiders: dict[str, Policy] = {}
+        """Policies that play here without being members, by version."""
+        self._cells: dict[Cell, Samples] = {}
+
+    def play_unit(
+        self,
+        name: str,
+        pairings: Sequence[Pairing],
+        game: Game | None = None,
+        speakers: Mapping[str, Policy] | None = None,
+    ) -> list[Played]:
+        """The dialogues of a named unit: read back if it is finished, else played and committed.
+
+        Args:
+            name: Unique.
+            pairings: Who plays whom.
+            game: Default: on training goals.
+            speakers: Policies of this unit alone, by version.
+
+        Raises:
+            JudgeError: If the judge failed on more than half of them.
+        """
+
+        def fresh() -> list[Played]:
+            played = play(
+                game or self.game, {**self.population.policies, **self.outsiders, **(speakers or {})}, pairings
+            )
+            unscored = sum(item.transcript.unscored for item in played)
+            if unscored > MAX_UNSCORED_SHARE * len(played):
+                raise JudgeError(
+                    f"expected verdicts on at least {1 - MAX_UNSCORED_SHARE:.0%} of the dialogues of {name}, "
+                    f"the judge failed on {unscored} of {len(played)}; mend the judge and run the same command again"
+                )
+            return played
+
+        played = self.run.unit(name, fresh)
+        self.meter.add(len(played))
+        return played
+
+    def play_cells(self, wanted: Mapping[Cell, int]) -> dict[Cell, Samples]:
+        """Each cell's dialogues so far and those it lacks; a unit per cell and call, so that a kill costs one cell."""
+        # The same generator for every cell: one common order of goals and seeds.
+        order = draw_pairings(
+            self.game,
+            rng_for(self.config.seed, "cells"),
+            count=max(wanted.values()),
+            red=lambda _: "",
+            blue=lambda _: "",
+        )
+        for cell, count in wanted.items():
+            held = self._cells.get(cell)
+            begin = held.utilities.size if held else 0
+            if pairings := [replace(pair, red=cell.red, blue=cell.blue) for pair in order[begin:count]]:
+                name = f"cell/{cell.red}/{cell.blue}" + (f"/from-{begin}" if begin else "")
+                new = samples_of(self.play_unit(name, pairings))
+                self._cells[cell] = held.followed_by(new) if held else new
+        return {cell: self._cells[cell] for cell in wanted}
+
+    def context(self) -> DialogueContext:
+        """The run, as the loop and its oracles see it."""
+        config = self.config
+        return DialogueContext(
+            bounds=(0.0, config.game.max_utility),
+            game=self.game,
+            population=self.population,
+            play_cells=self.play_cells,
+            dialogues_per_cell=config.dialogues_per_cell,
+            sampling=config.payoff_sampling if config.adaptive else None,
+            store=self.run.store,
+            seed=config.seed,
+            workdir=self.run.work,
+            meter=self.meter,
+        )
+
+
+def samples_of(played: Sequence[Played]) -> Samples:
+    """Dialogues as samples of a payoff cell."""
+    return Samples(
+        utilities=utilities(played),
+        goal_ids=tuple(item.transcript.goal.id for item in played),
+        harmful=np.array([item.transcript.goal.harmful for item in played]),
+    )
+
+
+def cycled(pool: Sequence[Goal], count: int, rng: np.random.Generator) -> list[Goal]:
+    """Goals in random order, each as often as any other (up to one)."""
+    rounds = -(-count // len(pool)) if count else 0
+    return [pool[index] for _ in range(rounds) for index in rng.permutation(len(pool))][:count]
