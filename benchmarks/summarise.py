@@ -14,9 +14,12 @@ import os
 import platform
 import sqlite3
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rtg_solvers.evaluation.run import read_evaluation
+from rtg_solvers.records import to_record
 from rtg_solvers.result import to_json
 from rtg_solvers.run import read_settings
 from rtg_solvers.session import read_result
@@ -37,11 +40,18 @@ def main() -> None:
         "settings": read_settings(options.run),
         "hardware": hardware(),
         "result": to_json(found),
+        "evaluation": evaluation(options.run),
         "steps": training_steps(options.run / "run.db"),
         "dialogues_sha256": digest(options.run / "run.db"),
     }
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {options.out}: red {found.heldout_red_gain}, blue {found.heldout_blue_gain} on held-out goals")
+
+
+def evaluation(run: Path) -> dict[str, Any] | None:
+    """Settings and figures of the newest evaluation, if there is one."""
+    found = read_evaluation(run.resolve())
+    return {"settings": asdict(found.settings), "figures": to_record(found.figures)} if found else None
 
 
 def head() -> str:
