@@ -132,14 +132,14 @@ def play(game: Game, policies: Mapping[str, Policy], pairings: Sequence[Pairing]
         PolicyError: If a version is unknown or names another number of seats, or a policy breaks its contract.
         JudgeError: If the judge failed in every single dialogue (of at least four).
     """
-    deals = [_dealt(game.config, pairing) for pairing in pairings]
+    deals = [dealt(game.config, pairing) for pairing in pairings]
     for version in {name for deal in deals for name in deal.policies}:
         if version not in policies:
             raise PolicyError(f"expected a policy for {version}, known are {', '.join(sorted(policies))}")
     batch = DialogueBatch(game.config, deals, game.judge)
-    with _fresh_memory(policies):
+    with fresh_memory(policies):
         while turns := batch.pending():
-            batch.submit(_speak(game.config, policies, turns))
+            batch.submit(speak(game.config, policies, turns))
     played = [
         Played(red=pairing.red, blue=pairing.blue, seed=pairing.seed, transcript=transcript)
         for pairing, transcript in zip(pairings, batch.transcripts(), strict=True)
@@ -149,7 +149,7 @@ def play(game: Game, policies: Mapping[str, Policy], pairings: Sequence[Pairing]
 
 
 @contextmanager
-def _fresh_memory(policies: Mapping[str, Policy]) -> Iterator[None]:
+def fresh_memory(policies: Mapping[str, Policy]) -> Iterator[None]:
     """Let backends remember what they read within these dialogues only.
 
     What they would know from others changes numbers in their last digits, and a run that goes on after a kill knows
@@ -171,11 +171,13 @@ def utilities(played: Sequence[Played]) -> np.ndarray:
     return np.array([item.transcript.utility for item in played], dtype=float)
 
 
-def _dealt(config: GameConfig, pairing: Pairing) -> Deal:
+def dealt(config: GameConfig, pairing: Pairing) -> Deal:
+    """What chance draws for a pairing, with who plays and the seed."""
     return pairing.deal._replace(policies=(*seats(pairing.red, config.num_red), pairing.blue), seed=pairing.seed)
 
 
-def _speak(config: GameConfig, policies: Mapping[str, Policy], turns: Sequence[Turn]) -> dict[int, Action]:
+def speak(config: GameConfig, policies: Mapping[str, Policy], turns: Sequence[Turn]) -> dict[int, Action]:
+    """One sentence for each turn: one call per policy, and one per backend whatever the number of policies on it."""
     by_version: dict[str, list[Turn]] = {}
     for turn in turns:
         by_version.setdefault(turn.policy, []).append(turn)
