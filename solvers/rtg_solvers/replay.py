@@ -73,6 +73,9 @@ class Kept:
     num_tokens: int = 0
     """Without the end-of-turn token."""
 
+    reference_logp: float = 0.0
+    """log p_ref of all its tokens."""
+
 
 class Added(NamedTuple):
     """What became of new attacks."""
