@@ -223,6 +223,20 @@ def check_goals(config: grts.GRTSConfig, goal_set: GoalSet) -> None:
             )
 
 
+def check_scored(name: str, played: Sequence[Played]) -> None:
+    """Refuse a unit in which the judge failed too often.
+
+    Raises:
+        JudgeError: With the name of the unit.
+    """
+    unscored = sum(item.transcript.unscored for item in played)
+    if unscored > MAX_UNSCORED_SHARE * len(played):
+        raise JudgeError(
+            f"expected verdicts on at least {1 - MAX_UNSCORED_SHARE:.0%} of the dialogues of {name}, "
+            f"the judge failed on {unscored} of {len(played)}; mend the judge and run the same command again"
+        )
+
+
 class Session:
     """One process's work on a run."""
 
@@ -330,12 +344,7 @@ class Session:
     def _play_unit(self, name: str, pairings: Sequence[Pairing], game: Game | None = None) -> list[Played]:
         def fresh() -> list[Played]:
             played = play(game or self._game, self._population.policies, pairings)
-            unscored = sum(item.transcript.unscored for item in played)
-            if unscored > MAX_UNSCORED_SHARE * len(played):
-                raise JudgeError(
-                    f"expected verdicts on at least {1 - MAX_UNSCORED_SHARE:.0%} of the dialogues of {name}, "
-                    f"the judge failed on {unscored} of {len(played)}; mend the judge and run the same command again"
-                )
+            check_scored(name, played)
             return played
 
         played = self._run.unit(name, fresh)
