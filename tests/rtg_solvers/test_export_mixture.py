@@ -273,7 +273,8 @@ def test_the_student_finds_held_back_sentences_of_the_mixture_likelier_than_its_
     learned = distil.learn(task("blue", {"red_01@v1": 1.0}, {"blue_00@v1": 0.5, "blue_01@v1": 0.5}, settings))
     assert learned.start == "fusion"
     assert learned.after.token_logp > learned.before.token_logp
-    assert learned.after.kl < learned.before.kl - 2 * learned.before.kl_se
+    # On the same sentences: a student that learned nothing gains exactly 0, one that learned something else loses.
+    assert learned.after.kl < learned.before.kl - 0.5
     assert learned.after.kl > -3 * learned.after.kl_se
 
 
