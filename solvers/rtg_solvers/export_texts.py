@@ -26,6 +26,8 @@ with. Their numbers hold for that sampling and those prompts only.
 _LOAD: Final = """
 ## Play the mixture
 
+Run in the folder of this file:
+
 ```python
 import json
 import random
@@ -35,13 +37,12 @@ from peft import PeftModel
 from rtg_agents import resolve_model
 from transformers import AutoModelForCausalLM
 
-here = Path({here})  # this folder
-mixture = json.loads((here / "mixture.json").read_text())
+mixture = json.loads(Path("mixture.json").read_text())
 base = AutoModelForCausalLM.from_pretrained(resolve_model(mixture["base_model"]["id"]))
 adapters = [member for member in mixture["members"] if member["kind"] == "adapter"]
-model = PeftModel.from_pretrained(base, here / adapters[0]["folder"], adapter_name=adapters[0]["version"])
+model = PeftModel.from_pretrained(base, adapters[0]["folder"], adapter_name=adapters[0]["version"])
 for member in adapters[1:]:
-    model.load_adapter(here / member["folder"], adapter_name=member["version"])
+    model.load_adapter(member["folder"], adapter_name=member["version"])
 
 member = random.choices(mixture["members"], [member["weight"] for member in mixture["members"]])[0]  # once per dialogue
 if member["kind"] == "adapter":
@@ -61,7 +62,7 @@ from rtg_agents import resolve_model
 from transformers import AutoModelForCausalLM
 
 base = AutoModelForCausalLM.from_pretrained(resolve_model({model}))
-model = PeftModel.from_pretrained(base, {here} + "/distilled")
+model = PeftModel.from_pretrained(base, "distilled")  # run in the folder of this file
 ```
 
 It was trained to say what the mixture says. What that costs, measured on fresh dialogues (`distilled/cost.json`):
@@ -84,10 +85,10 @@ def readme(mixture: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     ]
     parts = [_WHAT.format(role=mixture["role"], run=mixture["run"], rows="\n".join(rows))]
     if any(member["kind"] == "adapter" for member in mixture["members"]):
-        parts.append(_LOAD.format(role=mixture["role"], here='"."'))
+        parts.append(_LOAD.format(role=mixture["role"]))
     if about.get("kind") in ("distilled", "copied"):
         cost = "\n".join(f"    {line}" for line in distilled_lines(mixture["role"], about))
-        parts.append(_DISTILLED.format(model=json.dumps(mixture["base_model"]["id"]), here='"."', cost=cost))
+        parts.append(_DISTILLED.format(model=json.dumps(mixture["base_model"]["id"]), cost=cost))
     elif about:
         parts.append(f"\n## No adapter in distilled/\n\n{about['about']}\n")
     return "".join(parts)
