@@ -288,8 +288,8 @@ def export(  # noqa: PLR0913, PLR0917 - a command line
     or anything that reads Parquet. It works while the run goes on, and writes what is finished.
 
     The solution of a finished run is a mixture: one member is drawn per dialogue. The folder holds its adapters in PEFT's
-    format, their weights, how to play them, and one adapter that is trained to imitate the mixture (about 10 minutes on two
-    CPU cores; the same command goes on after an interruption), with what playing it instead costs on fresh dialogues.
+    format, their weights, how to play them, and one adapter that is trained to imitate the mixture (about the work of a quick
+    run; the same command goes on after an interruption), with what playing it instead costs on fresh dialogues.
     """
     from rtg_solvers.export_cli import export_command, solution_command, solution_side
 

@@ -57,9 +57,9 @@ MODEL_KINDS: Final = ("base", "adapter")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistilSettings:
-    """How a mixture is distilled, and how well its cost is measured. The defaults take about 10 minutes on two CPU cores."""
+    """How a mixture is distilled, and how well its cost is measured. The defaults are about the work of a quick run."""
 
-    steps: int = 24
+    steps: int = 16
     """Optimizer steps, at least 1; each on dialogues of its own."""
 
     dialogues_per_step: int = 32
