@@ -174,15 +174,9 @@ class Population:
             RunError: If its lineage file is damaged.
         """
         folder = self._folder / version.split("@", maxsplit=1)[0]
-        path = folder / _LINEAGE
-        if not path.is_file():
+        member = read_member(folder)
+        if member is None:
             return None
-        try:
-            member = Member(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise RunError(
-                f"expected a lineage file in {path}, it is damaged ({error}); remove the folder and run again"
-            ) from None
         if member.kind == "adapter" and version not in self.backend.versions:
             self.backend.load_adapter(version, folder)
         self._register(member, self._sensed(member, folder) if member.kind == "tactics" else None)
@@ -221,6 +215,23 @@ class Population:
         if policy is not None:
             policy.save(folder)
         write_text(folder / _LINEAGE, text)
+
+
+def read_member(folder: Path) -> Member | None:
+    """What the lineage file in a member's folder says; None if there is none.
+
+    Raises:
+        RunError: If it is damaged.
+    """
+    path = folder / _LINEAGE
+    if not path.is_file():
+        return None
+    try:
+        return Member(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"expected a lineage file in {path}, it is damaged ({error}); remove the folder and run again"
+        ) from None
 
 
 def untrained_members() -> tuple[Member, ...]:

@@ -261,15 +261,16 @@ def evaluate(
     """
     from rtg_solvers import report as report_module
     from rtg_solvers.evaluation.protocol import EvaluationSettings
-    from rtg_solvers.evaluation.run import evaluate_run, num_units, read_finished
+    from rtg_solvers.evaluation.run import evaluate_run, num_units
     from rtg_solvers.evaluation.tables import evaluation_tables
+    from rtg_solvers.finished import read_finished
 
     given = {"fresh_steps": fresh_steps, "attacks": attacks, "seed": seed}
     settings = _settings(EvaluationSettings, config, given)
     path = run_dir.resolve()
     if dry_run:
         finished = read_finished(path)
-        units = num_units(settings, finished.config, finished.found)
+        units = num_units(settings, finished.config, finished.result)
         _print_block(f"about {units:.0f} dialogues' worth of work\nNothing was run.")
         return
     with RichProgress(_OUT) as progress:
@@ -302,22 +303,73 @@ def report(
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913, PLR0917 - a command line
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/grts-1a2b3c4d.")],
-    kind: Annotated[str, typer.Option("--format", help="parquet, or jsonl with the same columns.")] = "parquet",
-    out: Annotated[Path | None, typer.Option(help="File to write; default: RUN/dialogues.FORMAT.")] = None,
-    block: Annotated[str, typer.Option(metavar="GLOB", help="Only these units of work, such as 'cell/*'.")] = "*",
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
-    no_text: Annotated[bool, typer.Option("--no-text", help="Numbers and hashes only (docs/data.md).")] = False,
+    blue: Annotated[bool, typer.Option("--blue", help="Blue's solution instead: its mixture of adapters.")] = False,
+    red: Annotated[bool, typer.Option("--red", help="Red's solution instead.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="What to write; default: RUN/dialogues.FORMAT, or the folder RUN/export-blue or -red."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file, or an earlier export, that exists.")] = False,
+    kind: Annotated[
+        str | None, typer.Option("--format", help="Dialogues: parquet (default), or jsonl with the same columns.")
+    ] = None,
+    block: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Dialogues: only these units of work, such as 'cell/*'.")
+    ] = None,
+    no_text: Annotated[
+        bool, typer.Option("--no-text", help="Dialogues: numbers and hashes only (docs/data.md).")
+    ] = False,
+    no_distil: Annotated[
+        bool, typer.Option("--no-distil", help="Solution: the mixture alone, at once; no model is loaded.")
+    ] = False,
+    steps: Annotated[
+        int | None, typer.Option(help="Solution: training steps of the one adapter that imitates the mixture.")
+    ] = None,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
 ) -> None:
-    """Write the dialogues of a run as one table for pandas, datasets or anything that reads Parquet.
+    """Take a run home: its dialogues as one table, or with --blue or --red that side's solution.
 
-    One row per dialogue, with the chat, verdicts, pay, token ids and log-probabilities. Works while the run goes on, and
-    writes what is finished.
+    The table has one row per dialogue, with the chat, verdicts, pay, token ids and log-probabilities, for pandas, datasets
+    or anything that reads Parquet. It works while the run goes on, and writes what is finished.
+
+    The solution of a finished run is a mixture: one member is drawn per dialogue. The folder holds its adapters in PEFT's
+    format, their weights, how to play them, and one adapter that is trained to imitate the mixture (about the work of a quick
+    run; the same command goes on after an interruption), with what playing it instead costs on fresh dialogues.
     """
-    from rtg_solvers.export_cli import export_command
+    from rtg_solvers.export_cli import export_command, solution_command, solution_side
 
-    _print_block(export_command(run_dir, kind=kind, out=out, blocks=block, force=force, text=not no_text))
+    role = solution_side(
+        blue=blue,
+        red=red,
+        dialogues={"--format": kind is not None, "--block": block is not None, "--no-text": no_text},
+        solution={
+            "--no-distil": no_distil,
+            "--steps": steps is not None,
+            "--offline": offline,
+            "--cache-dir": cache_dir is not None,
+        },
+    )
+    if role is None:
+        text = export_command(
+            run_dir, kind=kind or "parquet", out=out, blocks=block or "*", force=force, text=not no_text
+        )
+    else:
+        with RichProgress(Console(stderr=True)) as progress:
+            text = solution_command(
+                run_dir,
+                role,
+                out=out,
+                force=force,
+                distil=not no_distil,
+                steps=steps,
+                offline=offline,
+                cache_dir=cache_dir,
+                progress=progress,
+            )
+    _print_block(text)
 
 
 @app.command()

@@ -87,12 +87,7 @@ class Workbench:
             played = play(
                 game or self.game, {**self.population.policies, **self.outsiders, **(speakers or {})}, pairings
             )
-            unscored = sum(item.transcript.unscored for item in played)
-            if unscored > MAX_UNSCORED_SHARE * len(played):
-                raise JudgeError(
-                    f"expected verdicts on at least {1 - MAX_UNSCORED_SHARE:.0%} of the dialogues of {name}, "
-                    f"the judge failed on {unscored} of {len(played)}; mend the judge and run the same command again"
-                )
+            check_scored(name, played)
             return played
 
         played = self.run.unit(name, fresh)
@@ -132,6 +127,20 @@ class Workbench:
             seed=config.seed,
             workdir=self.run.work,
             meter=self.meter,
+        )
+
+
+def check_scored(name: str, played: Sequence[Played]) -> None:
+    """Refuse a unit in which the judge failed too often.
+
+    Raises:
+        JudgeError: With the name of the unit.
+    """
+    unscored = sum(item.transcript.unscored for item in played)
+    if unscored > MAX_UNSCORED_SHARE * len(played):
+        raise JudgeError(
+            f"expected verdicts on at least {1 - MAX_UNSCORED_SHARE:.0%} of the dialogues of {name}, "
+            f"the judge failed on {unscored} of {len(played)}; mend the judge and run the same command again"
         )
 
 

@@ -18,7 +18,8 @@ from rtg_env.errors import ConfigError, RunError
 from rtg_env.transcripts import TranscriptStore
 from rtg_solvers.evaluation.attacks import success_of, variety
 from rtg_solvers.evaluation.protocol import EvaluationSettings
-from rtg_solvers.evaluation.run import evaluate_run, read_evaluation, read_finished
+from rtg_solvers.evaluation.run import evaluate_run, read_evaluation
+from rtg_solvers.finished import read_finished
 from tests.judges_for_runs import Consonants, Vowels
 from tests.rtg_solvers.runs import run_here
 
@@ -119,7 +120,8 @@ def test_rewards_by_exchange_add_up_to_the_greatest_harm(finished: Path, found) 
 
 
 def test_the_curve_ends_at_the_runs_own_solution(finished: Path, found) -> None:
-    config, result = read_finished(finished)
+    run = read_finished(finished)
+    config, result = run.config, run.result
     points = found.figures.gaps
     assert [point.iteration for point in points] == list(range(config.iterations + 1))
     assert points[-1].value == pytest.approx(result.value)
@@ -129,7 +131,7 @@ def test_the_curve_ends_at_the_runs_own_solution(finished: Path, found) -> None:
 
 
 def test_the_combined_game_holds_the_runs_cells_and_exploits_both_populations(finished: Path, found) -> None:
-    result, combined = read_finished(finished).found, found.figures.combined
+    result, combined = read_finished(finished).result, found.figures.combined
     assert combined.red[: len(result.red)] == result.red
     assert combined.blue == (
         *result.blue,
@@ -145,7 +147,7 @@ def test_the_combined_game_holds_the_runs_cells_and_exploits_both_populations(fi
 
 
 def test_cross_play_judges_the_same_dialogues_again(finished: Path, found) -> None:
-    result, again = read_finished(finished).found, found.figures.cross_play
+    result, again = read_finished(finished).result, found.figures.cross_play
     with store_of(finished) as store:
         played = store.block(f"cell/{result.red[0]}/{result.blue[0]}")
     judge = Consonants()
@@ -232,7 +234,7 @@ def test_an_unfinished_run_is_refused_with_the_remedy(finished: Path, tmp_path: 
     shutil.copytree(finished, copy)
     with sqlite3.connect(copy / "run.db") as db:
         db.execute("DELETE FROM blocks WHERE name = 'result'")
-    with pytest.raises(RunError, match="repeat its `rtg solve` command"):
+    with pytest.raises(RunError, match="finish it with its `rtg solve` command"):
         evaluate(copy)
 
 

@@ -12,16 +12,16 @@ from rtg_env.encoding import HashingEncoder
 from rtg_env.errors import ConfigError, RunError
 from rtg_env.judges.base import Encoder, Judge
 from rtg_env.transcripts import TranscriptStore
-from rtg_solvers import result
 from rtg_solvers.configs import from_mapping
 from rtg_solvers.evaluation.protocol import EvaluationSettings, Protocol
 from rtg_solvers.evaluation.results import Evaluation
+from rtg_solvers.finished import read_finished
 from rtg_solvers.methods.grts import GRTSConfig
 from rtg_solvers.oracles.rl import step_units
 from rtg_solvers.records import from_record, to_record
 from rtg_solvers.result import Result
 from rtg_solvers.run import RunDirectory, read_goals, read_settings
-from rtg_solvers.session import RESULT, check_identity, resolve_judge, run_settings
+from rtg_solvers.session import check_identity, resolve_judge, run_settings
 from rtg_solvers.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -40,34 +40,6 @@ class Evaluated(NamedTuple):
 
     figures: Evaluation
     """What was found."""
-
-
-class FinishedRun(NamedTuple):
-    """A finished run on disk."""
-
-    config: GRTSConfig
-    """Its settings."""
-
-    found: Result
-    """Its result."""
-
-
-def read_finished(path: Path) -> FinishedRun:
-    """Config and result of a finished run.
-
-    Raises:
-        RunError: If there is no run, or it is not finished.
-    """
-    settings = read_settings(path)
-    with TranscriptStore(path / "run.db", read_goals(path)) as store:
-        data = store.block_data(RESULT)
-    if not data:
-        raise RunError(f"expected a finished run in {path}, it has no result yet; repeat its `rtg solve` command first")
-    try:
-        config = from_mapping(GRTSConfig, settings["config"], "config.json")
-    except ConfigError as error:
-        raise RunError(f"expected the settings of a run in {path / 'config.json'}: {error}") from None
-    return FinishedRun(config, result.from_json(data))
 
 
 def evaluate_run(
@@ -94,8 +66,8 @@ def evaluate_run(
     Raises:
         RTGError: Any of the tree, with a remedy; what was measured so far is kept.
     """
-    config, found = read_finished(path)
-    goals = read_goals(path)
+    finished = read_finished(path)
+    config, found, goals = finished.config, finished.result, finished.goals
     trained = resolve_judge(config.judge, offline=offline, cache_dir=cache_dir, progress=progress)
     if judge is None:
         name = config.report_judge or "offline-b"
