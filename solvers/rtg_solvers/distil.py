@@ -21,19 +21,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from rtg_agents.policy import BASE, ChatMessage, Policy, TokenSequence
+from rtg_agents.policy import BASE, Policy, TokenSequence
 from rtg_agents.population import Population
 from rtg_agents.progress import WorkMeter
-from rtg_agents.prompting import blue_view, red_view
 from rtg_agents.sequences import recorded_sequences
-from rtg_env import rules
 from rtg_env.dialogue import Transcript
-from rtg_env.errors import ConfigError, ModelError
-from rtg_env.rules import Deal
+from rtg_env.errors import ConfigError
 from rtg_env.transcripts import Played
-from rtg_env.types import BLUE_AGENT, Role, role_of
+from rtg_env.types import Role
 from rtg_solvers.aggregation import Totals, aggregate
 from rtg_solvers.empirical import Mixture
+from rtg_solvers.imitation import as_said, sentences_of
 from rtg_solvers.losses import sft_loss
 from rtg_solvers.measures import clustered_error
 from rtg_solvers.optimizer import OptimizerSettings
@@ -334,36 +332,12 @@ def _step(task: Distillation, trainer: Trainer, lessons: Taught) -> None:
 
 def _typed(task: Distillation, transcript: Transcript, version: str) -> list[TokenSequence]:
     """What a member without a model said, one sequence per sentence: read and said as the student would."""
-    config, sampling = task.game.config, task.population.sampling[task.role]
-    start = rules.start(config, Deal(goal=transcript.goal, red_order=transcript.red_order))
-    said = [(agent, action) for agent, action in transcript.actions if role_of(agent) == task.role]
-    found = []
-    for turn, (agent, action) in enumerate(said):
-        if action.policy != version:
-            continue
-        pending = transcript.exchanges[turn].red if agent == BLUE_AGENT else None
-        state = start._replace(exchanges=transcript.exchanges[:turn], pending=pending)
-        seen = rules.observe(config, state, agent)
-        prompt, ids = _as_said(task.backend, blue_view(seen) if task.role == "blue" else red_view(seen), action.text)
-        ids = ids[: sampling.max_new_tokens]
-        found.append(TokenSequence.of_sentence(STUDENT, prompt, ids, sampling.temperature))
-    return found
-
-
-def _as_said(backend: TorchBackend, prompt: Sequence[ChatMessage], text: str) -> tuple[list[int], list[int]]:
-    """Ids of a prompt, and those that a model would sample to say a text after it: the text's own and the end of its turn.
-
-    Which of the model's end ids ends a turn is what the chat template writes there.
-    """
-    before, own = backend.chat.encode(prompt), backend.chat.plain(text)
-    whole = backend.chat.encode([*prompt, ChatMessage("assistant", text), ChatMessage("user", "")])
-    said = whole[len(before) : len(before) + len(own) + 1]
-    if whole[: len(before)] != before or said[:-1] != own or said[-1] not in backend.tokenizer.end_ids:
-        raise ModelError(
-            "expected a chat template that ends an assistant's message with an end id of the model, this one does not: "
-            "what scripts say cannot be made a lesson; export without distilling (--no-distil)"
-        )
-    return before, said
+    sampling = task.population.sampling[task.role]
+    return [
+        as_said(task.backend, sentence, policy=STUDENT, sampling=sampling)
+        for sentence in sentences_of(task.game.config, transcript, task.role)
+        if sentence.action.policy == version
+    ]
 
 
 def to_json(learned: Learned) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from rtg_agents.progress import WorkMeter
 from rtg_agents.scripted import ATTACK_TEMPLATES
 from rtg_env.errors import ConfigError, ModelError, RTGError, RunError
 from rtg_env.files import whole_folder
-from rtg_solvers import distil, export_mixture
+from rtg_solvers import distil, export_mixture, imitation
 from rtg_solvers.cli import run
 from rtg_solvers.distil import STUDENT, Distillation, DistilSettings, likelihood, taught
 from rtg_solvers.distil_cost import measure_cost, num_dialogues
@@ -338,7 +338,7 @@ def test_a_short_script_ends_its_turn_with_the_id_that_the_template_writes(task)
 
     one = task("red", {"red_01@v1": 1.0}, {"blue_00@v1": 1.0})
     prompt = [ChatMessage("user", "Hi")]
-    before, said = distil._as_said(one.backend, prompt, "No <|im_end|>")
+    before, said = imitation.typed_ids(one.backend, prompt, "No <|im_end|>")
     assert before == one.backend.chat.encode(prompt)
     assert said == [
         *one.backend.chat.plain("No <|im_end|>"),
@@ -346,7 +346,7 @@ def test_a_short_script_ends_its_turn_with_the_id_that_the_template_writes(task)
     ]  # 2 is <|im_end|>; the one in the text is ten characters
     one.backend._end_ids = frozenset({0})
     with pytest.raises(ModelError, match="--no-distil"):
-        distil._as_said(one.backend, prompt, "No")
+        imitation.typed_ids(one.backend, prompt, "No")
 
 
 # What it costs
