@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import sqlite3
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from rtg_solvers.methods.grts import GRTSConfig, cost, method
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.rl import RLSettings
 from rtg_solvers.run import RunDirectory
-from rtg_solvers.session import check_goals, check_identity, read_result
+from rtg_solvers.session import check_goals, check_identity, read_result, resolve_judge
 from tests.doubles import GOALS, HARMFUL
 from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_config
 
@@ -127,6 +128,14 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     assert read_result(tmp_path / "run") is None
     run_here(tiny_folder, tmp_path)
     assert contents(tmp_path / "run") == contents(finished.path)
+
+
+def test_naming_a_judge_leaves_the_import_path_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # as PYTHONPATH=. has it
+    before = list(sys.path)
+    resolve_judge("tests.judges_for_runs:Vowels")
+    assert sys.path == before
 
 
 def test_two_processes_cannot_work_on_one_run(finished, tiny_folder: Path) -> None:
