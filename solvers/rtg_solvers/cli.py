@@ -455,6 +455,7 @@ def _show_cost(settings: grts.GRTSConfig, num_heldout: int) -> None:
         f"dialogues          {cost.dialogues} of {settings.game.num_exchanges} exchange(s)\n"
         f"training steps     {cost.training_steps} of {settings.rl.dialogues_per_step} dialogues\n"
         f"generated tokens   at most {cost.max_generated_tokens}\n"
+        f"work               that of playing {cost.units:.0f} dialogues, updates included\n"
         "Nothing was run. SmolLM2-135M on two CPU cores generates about 150 to 250 tokens a second in batches of 64,\n"
         "and a training step costs about twice the playing of its dialogues."
     )

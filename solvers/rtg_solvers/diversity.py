@@ -1,10 +1,10 @@
 """Diversity: what a policy adds to a population, as bonuses to train on, rules to choose by, and figures to report.
 
-Bonuses are paid per dialogue, in units of cosine, and have mean 0 in a batch: they say which dialogues to move towards,
-not how much a policy is worth. Features to train on should not be those to report on, or the report says so: hashed words
-(`rtg_env.HashingEncoder`) for the one, sentence embeddings for the other.
+Bonuses have mean 0 in a batch: they say which dialogues or sentences to move towards, not how much a policy is worth.
+Features to train on should not be those to report on, or the report says so: hashed words (`rtg_env.HashingEncoder`) for
+the one, sentence embeddings for the other.
 
-Letters: D dialogues or sentences, F features, M members, K opponents.
+Letters: D dialogues or sentences, F features, H past sentences, M members, N sentences of the learner, K opponents.
 """
 
 from __future__ import annotations
@@ -18,10 +18,16 @@ from scipy.optimize import nnls
 
 from rtg_env.errors import ConfigError
 
-Bonus = Literal["none", "member", "history"]
-"""Names of bonuses: distance to the nearest member's mean features, or to the nearest past sentences."""
+Bonus = Literal["none", "member", "history", "policy", "sample"]
+"""Names of bonuses: `member_bonus`, `history_bonus`, `policy_bonus`, `sample_bonus`."""
+
+LOG_RATIO_BOUND: Final = 5.0
+"""Nats at which `policy_bonus` clips a sentence's log ratio, on either side (ours)."""
 
 _NEIGHBOURS: Final = 16
+_SPREAD: Final = 1e-6
+"""A batch that spreads less than this is one of equal values: rounding must not be standardised."""
+
 _SIMPLEX_WEIGHT: Final = 1e4
 
 
@@ -72,6 +78,54 @@ def history_bonus(features_DF: np.ndarray, history_HF: np.ndarray, *, neighbours
     count = min(neighbours, cosines.shape[1])
     near = np.partition(cosines, cosines.shape[1] - count, axis=1)[:, -count:]
     return _centred(-near.mean(axis=1))
+
+
+def policy_bonus(logp_N: np.ndarray, members_MN: np.ndarray, *, bound: float = LOG_RATIO_BOUND) -> np.ndarray:
+    """Log ratio of each sentence to the nearest member, clipped, then centred over the batch.
+
+    The mean over own sentences x of log pi(x) - log pi_k(x) estimates KL(pi || pi_k); the nearest member has the least
+    mean, before anything is clipped. The least over members is an upper bound on the least over their mixtures, which
+    PSD-PSRO (arXiv:2306.16884) wants to be large; its code takes the least over members too. The clipping is ours, and
+    comes before the centring, so that what is maximised, the mean of the clipped ratio, is itself bounded.
+
+    Args:
+        logp_N: [N] log-probability of each sentence under the learner, in nats.
+        members_MN: [M, N] under each member; with none every bonus is 0.
+        bound: In nats, above 0.
+
+    Returns:
+        [N] nats, mean 0, at most `2 * bound` apart.
+    """
+    if not len(members_MN) or not len(logp_N):
+        return np.zeros(len(logp_N))
+    ratios = np.asarray(logp_N, dtype=float) - np.asarray(members_MN, dtype=float)
+    nearest = ratios[int(ratios.mean(axis=1).argmin())]
+    return _centred(np.clip(nearest, -bound, bound))
+
+
+def sample_bonus(features_DF: np.ndarray, history_HF: np.ndarray, bleu_D: np.ndarray) -> np.ndarray:
+    """Minus the cosine to the nearest past sentence, minus BLEU against the past, each standardised over the batch.
+
+    Per sample, as in curiosity-driven red teaming (arXiv:2402.19464); there the terms have weights of their own.
+
+    Args:
+        features_DF: [D, F] of this batch.
+        history_HF: [H, F]; with none the first term is 0.
+        bleu_D: [D] BLEU of each sentence of the batch against the history (`NgramHistory.bleu`).
+
+    Returns:
+        [D] in standard deviations of the batch, mean 0; each term lies within sqrt(D - 1) of 0.
+    """
+    novelty = standardised(history_bonus(features_DF, history_HF, neighbours=1))
+    return np.asarray(novelty + standardised(-np.asarray(bleu_D)))
+
+
+def standardised(values_D: np.ndarray) -> np.ndarray:
+    """Less their mean, over their standard deviation (of the batch, not estimated); all 0 where there is no spread."""
+    values = np.asarray(values_D, dtype=float)
+    if not values.size or float(values.std()) < _SPREAD:
+        return np.zeros(values.shape)
+    return np.asarray(_centred(values) / values.std())
 
 
 def annealed(weight: float, iteration: int, iterations: int) -> float:

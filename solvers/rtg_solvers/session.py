@@ -110,7 +110,7 @@ def _working_directory_on_path() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.path.remove(here)
+        del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]  # the last one: it may have been there before
 
 
 def run_grts(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rtg_agents.lora import LoraSettings
 from rtg_agents.policy import Sampling
@@ -35,7 +37,7 @@ def run_here(folder: Path, runs: Path, **changes) -> Outcome:
     return run_grts(tiny_config(folder, **changes), runs=runs, name="run", progress=SilentProgress(), offline=True)
 
 
-def run_until_killed(folder: Path, runs: Path, point: str) -> None:
+def run_until_killed(folder: Path, runs: Path, point: str, changes: Mapping[str, Any] | None = None) -> None:
     """Play until a point such as `commit 3 before` or `checkpoint 1 after`, then die by SIGKILL."""
     kind, number, moment = point.split()
     if kind == "commit":
@@ -46,6 +48,10 @@ def run_until_killed(folder: Path, runs: Path, point: str) -> None:
         from rtg_solvers.trainer import Trainer as owner
 
         name = "save"
+    elif kind == "adapter":
+        from rtg_agents.hf import TorchBackend as owner
+
+        name = "save_adapter"
     else:
         from rtg_agents.population import Population as owner
 
@@ -62,4 +68,4 @@ def run_until_killed(folder: Path, runs: Path, point: str) -> None:
         return value
 
     setattr(owner, name, deadly)
-    run_here(folder, runs)
+    run_here(folder, runs, **(changes or {}))

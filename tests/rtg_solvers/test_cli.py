@@ -73,6 +73,7 @@ def test_dry_run_counts_the_work_and_does_none_of_it(settings: Path, tmp_path: P
     # 4 x 2 cells of 4, 3 x 2 gap units of 4, 4 x 80 held-out goals, 2 x 1 steps of 4.
     assert re.search(r"payoff cells\s+8\b", text)
     assert re.search(rf"dialogues\s+{8 * 4 + 6 * 4 + 4 * 80 + 2 * 4}\b", text)
+    assert f"of playing {8 * 4 + 6 * 4 + 4 * 80 + 2 * (4 + 4)} dialogues" in text  # a step costs as much again to learn
     assert not list(tmp_path.iterdir())
 
 

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 
 from rtg_env.errors import ConfigError
 from rtg_solvers.diversity import (
+    LOG_RATIO_BOUND,
     NgramHistory,
     annealed,
     clusters,
@@ -17,8 +18,11 @@ from rtg_solvers.diversity import (
     history_bonus,
     mean_distance,
     member_bonus,
+    policy_bonus,
     response_diversity,
+    sample_bonus,
     self_bleu,
+    standardised,
     unit,
     vendi_score,
 )
@@ -51,6 +55,48 @@ def test_history_counts_the_nearest_only() -> None:
 def test_a_neighbourhood_needs_a_neighbour() -> None:
     with pytest.raises(ConfigError, match="at least 1 neighbour"):
         history_bonus(np.eye(2), np.eye(2), neighbours=0)
+
+
+def test_sentences_move_away_from_the_nearest_policy_in_nats() -> None:
+    # Three sentences; the batch holds them as often as pi = (1/2, 1/4, 1/4) does, so that means are exact divergences:
+    # KL(pi || a) = ln 2 / 4 with a = (1/4, 1/4, 1/2); KL(pi || b) = (5 ln 2 - ln 3) / 4 with b = (1/8, 1/8, 3/4).
+    batch = [0, 0, 1, 2]
+    logps = [np.log(policy)[batch] for policy in ((0.5, 0.25, 0.25), (0.25, 0.25, 0.5), (0.125, 0.125, 0.75))]
+    own, members = logps[0], np.array(logps[1:])
+    assert (own - members).mean(axis=1) == pytest.approx([np.log(2) / 4, (5 * np.log(2) - np.log(3)) / 4])
+    assert policy_bonus(own, members) == pytest.approx(np.log(2) * np.array([0.75, 0.75, -0.25, -1.25]))
+    assert policy_bonus(own, members[::-1]) == pytest.approx(policy_bonus(own, members))
+    assert policy_bonus(own, np.zeros((0, 4))).tolist() == [0.0] * 4
+
+
+def test_log_ratios_are_clipped_after_the_nearest_policy_is_found_and_before_the_mean_is_taken() -> None:
+    far, near = [-40.0, 0.0], [-8.0, -8.0]
+    assert policy_bonus(np.zeros(2), np.array([far])) == pytest.approx([2.5, -2.5])  # 5 and 0
+    assert policy_bonus(np.zeros(2), np.array([far, near])).tolist() == [0.0, 0.0]  # 8 is nearer than 20: 5 and 5
+    assert policy_bonus(np.zeros(2), np.array([far]), bound=1.0) == pytest.approx([0.5, -0.5])
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=4), st.lists(st.floats(-1e3, 0), min_size=4, max_size=4))
+def test_no_two_sentences_are_paid_more_than_the_range_apart(own: list[float], other: list[float]) -> None:
+    bonus = policy_bonus(np.array(own), np.array([other, own[::-1]]))
+    assert np.ptp(bonus) <= 2 * LOG_RATIO_BOUND + 1e-9
+    assert bonus.mean() == pytest.approx(0.0, abs=1e-9)
+
+
+def test_standardising_by_hand() -> None:
+    assert standardised(np.array([1.0, 2.0, 3.0])) == pytest.approx([-(1.5**0.5), 0.0, 1.5**0.5])
+    assert standardised(np.array([7.0, 7.0])).tolist() == [0.0, 0.0]
+    assert standardised(np.array([1.0, 1.0 - 1e-12])).tolist() == [0.0, 0.0]  # rounding is no spread
+    assert standardised(np.zeros(0)).size == 0
+
+
+def test_samples_add_up_what_is_new_in_meaning_and_in_words() -> None:
+    # -cos to the nearest of the past: -1, -1, 0, standard deviation sqrt(2) / 3.
+    # -BLEU: -.5, 0, -.25, standard deviation .25 sqrt(2/3).
+    bonus = sample_bonus(np.array([EAST, EAST, NORTH]), np.array([EAST, -NORTH]), np.array([0.5, 0.0, 0.25]))
+    expected = np.array([-(0.5**0.5), -(0.5**0.5), 2**0.5]) + np.array([-(1.5**0.5), 1.5**0.5, 0.0])
+    assert bonus == pytest.approx(expected)
+    assert sample_bonus(np.array([EAST, NORTH]), np.zeros((0, 2)), np.zeros(2)).tolist() == [0.0, 0.0]
 
 
 def test_weights_fall_to_0_in_the_last_iteration() -> None:

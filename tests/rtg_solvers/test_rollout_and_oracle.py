@@ -353,15 +353,16 @@ class Letters:
         )
 
 
+@pytest.mark.parametrize("bonus", ["history", "policy", "sample"])
 def test_a_best_response_with_diversity_goes_on_after_a_kill_as_if_there_had_been_none(
-    backend, tmp_path, monkeypatch: pytest.MonkeyPatch
+    bonus: str, backend, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rtg_solvers.oracles.shaping.HashingEncoder", Letters)
     settings = RLSettings(
         steps=3,
         dialogues_per_step=8,
         group_size=4,
-        diversity=DiversitySettings(bonus="history", weight=1.0),
+        diversity=DiversitySettings(bonus=bonus, weight=1.0),
         optimizer=OptimizerSettings(learning_rate=1e-2),
     )
     whole = task("red", context(backend, tmp_path / "whole"))

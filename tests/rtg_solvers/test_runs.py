@@ -6,21 +6,24 @@ import json
 import math
 import multiprocessing
 import sqlite3
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rtg_agents.models import fingerprint
+from rtg_agents.progress import WorkMeter
 from rtg_env.errors import ConfigError, JudgeError, RunError
-from rtg_env.goals import GoalSet
+from rtg_env.goals import GoalSet, to_jsonl
 from rtg_solvers.meta_solvers import alpha_rank, latest, logit, nash, uniform
 from rtg_solvers.methods.grts import GRTSConfig, cost, method
 from rtg_solvers.optimizer import OptimizerSettings
-from rtg_solvers.oracles.rl import RLSettings
+from rtg_solvers.oracles.rl import RLSettings, step_units
+from rtg_solvers.oracles.shaping import DiversitySettings
 from rtg_solvers.run import RunDirectory
-from rtg_solvers.session import check_goals, check_identity, read_result
-from tests.doubles import GOALS, HARMFUL
+from rtg_solvers.session import check_goals, check_identity, read_result, resolve_judge
+from tests.doubles import BENIGN, GOALS, HARMFUL
 from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_config
 
 
@@ -127,6 +130,88 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     assert read_result(tmp_path / "run") is None
     run_here(tiny_folder, tmp_path)
     assert contents(tmp_path / "run") == contents(finished.path)
+
+
+@pytest.fixture(scope="module")
+def choosing(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Settings of a short run with every kind of diversity that costs work: one goal and its twin in each half."""
+    file = tmp_path_factory.mktemp("goals") / "few.jsonl"
+    goals = [
+        replace(goal, id=f"{goal.id}-{half}", group=half, split=half)
+        for goal in (HARMFUL, BENIGN)
+        for half in ("train", "heldout")
+    ]
+    file.write_text(to_jsonl(goals))
+    diversity = DiversitySettings(bonus="policy", weight=0.05, annealed=False, select="cardinality", select_dialogues=2)
+    optimizer = OptimizerSettings(learning_rate=1e-2)
+    rl = RLSettings(steps=4, dialogues_per_step=4, group_size=4, optimizer=optimizer, diversity=diversity)
+    return {"goals": str(file), "iterations": 2, "dialogues_per_cell": 4, "dialogues_per_gap": 2, "rl": rl}
+
+
+@pytest.fixture(scope="module")
+def chosen(choosing: dict, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    """That run, and the work that its meter was told of."""
+    done: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorkMeter, "add", lambda _, units: done.append(units))
+        outcome = run_here(tiny_folder, tmp_path_factory.mktemp("chosen"), **choosing)
+    return outcome, sum(done)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "adapter 1 before",  # the step of the first candidate is done, neither it nor a checkpoint is kept
+        "commit 13 after",  # the first candidate has played, the second has not
+        "member 5 before",  # the choice is made, the member is not there
+    ],
+)
+def test_a_run_killed_while_it_chooses_a_checkpoint_ends_with_the_same_member(
+    point: str, chosen, choosing: dict, tiny_folder: Path, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.rtg_solvers.runs", "peft", "transformers"])
+    process = context.Process(target=run_until_killed, args=(tiny_folder, tmp_path, point, choosing))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -9
+    with sqlite3.connect(tmp_path / "run" / "run.db") as db:
+        (played,) = db.execute("SELECT COUNT(*) FROM blocks WHERE name LIKE 'select/%'").fetchone()
+    assert played == {"adapter": 0, "commit": 1, "member": 2}[point.split(maxsplit=1)[0]]
+    run_here(tiny_folder, tmp_path, **choosing)
+    expected, found = (contents(path) for path in (chosen[0].path, tmp_path / "run"))
+    assert found == expected
+    lineages = [
+        json.loads((path / "population/red_03/lineage.json").read_text())["lineage"]
+        for path in (chosen[0].path, tmp_path / "run")
+    ]
+    assert lineages[0] == lineages[1]
+    assert lineages[0]["selection"]["steps"] == [3, 4]
+
+
+def test_the_cost_of_diversity_is_what_the_run_then_does(chosen, choosing: dict, tiny_folder: Path) -> None:
+    outcome, done = chosen
+    expected = cost(tiny_config(tiny_folder, **choosing), num_heldout=1)
+    with sqlite3.connect(outcome.path / "run.db") as db:
+        (dialogues,) = db.execute("SELECT COUNT(*) FROM dialogues").fetchone()
+        sizes = db.execute("SELECT size FROM blocks WHERE name LIKE 'select/%' ORDER BY name").fetchall()
+    assert sizes == [(2,), (2,), (4,), (4,)]  # two checkpoints on two deals against one, then two blue members
+    assert expected.dialogues == dialogues
+    assert expected.units == pytest.approx(done)
+    without = replace(choosing["rl"], diversity=DiversitySettings())
+    plain = cost(tiny_config(tiny_folder, **{**choosing, "rl": without}), num_heldout=1)
+    assert expected.dialogues - plain.dialogues == 12
+    assert expected.units - plain.units == pytest.approx(
+        12 + 4 * (step_units(without, 1) - step_units(without))  # one adapter is compared with in the second iteration
+    )
+
+
+def test_naming_a_judge_leaves_the_import_path_as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # as PYTHONPATH=. has it
+    before = list(sys.path)
+    resolve_judge("tests.judges_for_runs:Vowels")
+    assert sys.path == before
 
 
 def test_two_processes_cannot_work_on_one_run(finished, tiny_folder: Path) -> None:

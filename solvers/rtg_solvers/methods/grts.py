@@ -26,6 +26,7 @@ from rtg_env.rules import GameConfig
 from rtg_env.types import Role
 from rtg_solvers.loop import DialogueContext, Method
 from rtg_solvers.meta_solvers import meta_solver
+from rtg_solvers.oracles.candidates import selection_dialogues
 from rtg_solvers.oracles.rl import RLOracle, RLSettings, step_units
 from rtg_solvers.payoffs import PayoffTensor
 from rtg_solvers.sampling import SamplingSettings
@@ -158,16 +159,28 @@ def cost(config: GRTSConfig, num_heldout: int, num_untrained: tuple[int, int] = 
     played = red * blue * config.dialogues_per_cell
     checks = 3 * (config.iterations + 1) * config.dialogues_per_gap + 4 * num_heldout * config.heldout_repeats
     rollouts = steps * config.rl.dialogues_per_step
+    chosen = sum(selection_dialogues(config.rl.diversity, num_untrained[1] + k) for k in range(config.iterations))
+    training = sum(
+        config.rl.steps * (step_units(config.rl, _num_compared(config, k)) + step_units(config.rl))
+        for k in range(config.iterations)
+    )
+    dialogues = played + checks + rollouts + chosen
     tokens_per_dialogue = config.game.num_exchanges * (
         config.red_sampling.max_new_tokens + config.blue_sampling.max_new_tokens
     )
     return Cost(
         cells=red * blue,
-        dialogues=played + checks + rollouts,
+        dialogues=dialogues,
         training_steps=steps,
-        max_generated_tokens=(played + checks + rollouts) * tokens_per_dialogue,
-        units=played + checks + steps * step_units(config.rl),
+        max_generated_tokens=dialogues * tokens_per_dialogue,
+        units=played + checks + chosen + training,
     )
+
+
+def _num_compared(config: GRTSConfig, iteration: int) -> int:
+    """Adapters that score red's sentences in a step: all that red has by then, if the bonus is paid for that."""
+    diversity = config.rl.diversity
+    return iteration if diversity.bonus == "policy" and diversity.weight_in(iteration, config.iterations) else 0
 
 
 def method(config: GRTSConfig, backend: TorchBackend) -> Method[DialogueContext]:

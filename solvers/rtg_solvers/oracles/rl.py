@@ -17,9 +17,10 @@ Red learns on harmful goals only, since on benign ones nature speaks; that scale
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -35,11 +36,13 @@ from rtg_solvers.advantages import (
     returns_to_go,
     turn_gae,
 )
+from rtg_solvers.diversity import policy_bonus
 from rtg_solvers.lessons import Lessons, collect_lessons, flat_share
 from rtg_solvers.loop import DialogueContext, Task
 from rtg_solvers.losses import Clipping
 from rtg_solvers.optimizer import OptimizerSettings
-from rtg_solvers.oracles.shaping import DiversityBonus, DiversitySettings
+from rtg_solvers.oracles.candidates import candidate_steps, choose_checkpoint
+from rtg_solvers.oracles.shaping import DiversityBonus, DiversitySettings, with_probabilities
 from rtg_solvers.rollout import draw_pairings, play
 from rtg_solvers.seeding import draw_seed, rng_for
 
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from rtg_solvers.trainer import StepFigures, Trainer
 
 _LOG = logging.getLogger(__name__)
+_SCORING: Final = 0.1
+"""Cost of having one more policy score a step's sentences, as a share of playing its dialogues (measured)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +88,7 @@ class RLSettings:
     mixture (scripts and the base count as the base)."""
 
     diversity: DiversitySettings = field(default_factory=DiversitySettings)
-    """What red is paid beside the game for saying something new."""
+    """What red is paid beside the game for saying something new, and which of its checkpoints becomes the member."""
 
     kl_weight: float = 0.01
     """beta: price of one nat of divergence from the base model per sentence, in utility; at least 0."""
@@ -110,6 +115,12 @@ class RLSettings:
             )
         if not 0.0 <= self.trace_decay <= 1.0:
             raise ConfigError(f"expected trace_decay in [0, 1], got {self.trace_decay!r}")
+        wanted = self.diversity.candidates
+        if self.diversity.select != "none" and len(candidate_steps(self.steps, wanted)) < wanted:
+            raise ConfigError(
+                f"expected steps >= {2 * wanted} to choose among {wanted} checkpoints of the second half, "
+                f"got {self.steps}; train longer or keep fewer candidates"
+            )
 
 
 class RLOracle:
@@ -130,11 +141,14 @@ class RLOracle:
         """Train a fresh adapter, from the base, against the mixture of the other side."""
         trainer = self._trainer(task)
         shaping = self._shaping(task, trainer.steps_done // self._settings.epochs)
-        checkpoint = _workdir(task) / "checkpoint"
+        checkpoint, kept = _workdir(task) / "checkpoint", self._kept(task)
         while trainer.steps_done < self._settings.steps * self._settings.epochs:
             self._step(task, trainer, shaping)
+            if folder := kept.get(trainer.steps_done // self._settings.epochs):
+                self._backend.save_adapter(task.version, folder)  # first: a kill in between writes it once more
             trainer.save(checkpoint)
-            task.context.meter.add(step_units(self._settings))
+            task.context.meter.add(self._units(task))
+        selection = self._select(task, kept) if kept else {"rule": "none"}
         opponents = task.mixture.blue if task.role == "red" else task.mixture.red
         names = task.mixture.blue_names if task.role == "red" else task.mixture.red_names
         return Member(
@@ -152,6 +166,8 @@ class RLOracle:
                 "start": self._settings.start,
                 "diversity": self._settings.diversity.bonus if task.role == "red" else "none",
                 "diversity_weight": self._weight(task),
+                "diversity_against": list(self._compared(task)),
+                "selection": selection,
                 "seed": task.context.seed,
             },
         )
@@ -166,21 +182,57 @@ class RLOracle:
         if trainer.resume(_workdir(task) / "checkpoint"):
             done = trainer.steps_done // self._settings.epochs
             _LOG.info("%s goes on after step %d", task.version, done)
-            task.context.meter.add(done * step_units(self._settings))
+            task.context.meter.add(done * self._units(task))
         return trainer
 
     def _weight(self, task: Task[DialogueContext]) -> float:
         return self._settings.diversity.weight_in(task.iteration, self._iterations) if task.role == "red" else 0.0
 
     def _shaping(self, task: Task[DialogueContext], done: int) -> DiversityBonus | None:
-        """The bonus of a task, with the dialogues of the steps that are done in memory."""
-        if not self._weight(task):
+        """The bonus by what is said, if there is one, with the dialogues of the steps that are done in memory."""
+        if not self._weight(task) or self._settings.diversity.bonus == "policy":
             return None
         store, members = task.context.store, task.context.population.names("red")
         shaping = DiversityBonus(self._settings.diversity.bonus, members, store)
         for step in range(done):
             shaping.remember(store.block(_rollout_name(task, step)))
         return shaping
+
+    def _compared(self, task: Task[DialogueContext]) -> dict[str, str]:
+        """Members whose log-probabilities the bonus needs, and their names at the backend."""
+        if not self._weight(task) or self._settings.diversity.bonus != "policy":
+            return {}
+        return with_probabilities(task.context.population.side("red"))
+
+    def _units(self, task: Task[DialogueContext]) -> float:
+        return step_units(self._settings, len(set(self._compared(task).values()) - {BASE}))
+
+    def _kept(self, task: Task[DialogueContext]) -> dict[int, Path]:
+        """Where checkpoints that may become the member are kept, by step; nothing if the last one does."""
+        diversity = self._settings.diversity
+        if task.role == "blue" or diversity.select == "none":
+            return {}
+        steps = candidate_steps(self._settings.steps, diversity.candidates)
+        return {step: _workdir(task) / "candidates" / f"{step:04d}" for step in steps}
+
+    def _select(self, task: Task[DialogueContext], kept: Mapping[int, Path]) -> dict[str, object]:
+        """Give the chosen checkpoint the member's name; how it was chosen, for the lineage."""
+        diversity = self._settings.diversity
+        tolerance = diversity.tolerance_in(task.iteration, self._iterations)
+        choice = choose_checkpoint(task, self._backend, diversity, tolerance, kept)
+        step = list(kept)[choice.chosen]
+        if step != self._settings.steps:
+            self._backend.drop(task.version)
+            self._backend.load_adapter(task.version, kept[step])
+        return {
+            "rule": diversity.select,
+            "tolerance": tolerance,
+            "dialogues": diversity.select_dialogues,
+            "steps": list(kept),
+            "utilities": [round(utility, 6) for utility in choice.utilities],
+            "diversities": [round(value, 6) for value in choice.diversities],
+            "chosen_step": step,
+        }
 
     def _begin(self, task: Task[DialogueContext]) -> None:
         """Add the policy that is to be trained."""
@@ -206,11 +258,14 @@ class RLOracle:
             raise JudgeError(
                 f"expected a scored dialogue in {rollout}, all are unscored; mend the judge and start a new run"
             )
-        reference_logp = lessons.per_sentence(self._backend.score([_under(BASE, s) for s in lessons.sequences]))
+        compared = self._compared(task).values()
+        logps = self._scored(lessons, dict.fromkeys([BASE, *compared]))
+        reference_logp = logps[BASE]
         logp = lessons.column("logp")
         price = kl_in_reward(np.zeros_like(logp), logp, reference_logp, self._settings.kl_weight)
-        bonus = np.zeros_like(logp)
-        if shaping is not None:
+        if shaping is None:
+            bonus = self._weight(task) * policy_bonus(logp, np.array([logps[name] for name in compared]))
+        else:
             per_dialogue = self._weight(task) * shaping.of(played)
             bonus = per_dialogue[[sentence.dialogue for sentence in lessons.sentences]]
             shaping.remember(played)
@@ -232,6 +287,14 @@ class RLOracle:
                 "grad_norm": figures.grad_norm if figures else 0.0,
             }
             store.put_block(figures_name, [], data)
+
+    def _scored(self, lessons: Lessons, policies: Iterable[str]) -> dict[str, np.ndarray]:
+        """[N] log-probability of each sentence under each policy; all of them in one call, as rows of the bank."""
+        names, count = list(policies), len(lessons.sequences)
+        logps = self._backend.score([_under(name, sequence) for name in names for sequence in lessons.sequences])
+        return {
+            name: lessons.per_sentence(logps[place * count : (place + 1) * count]) for place, name in enumerate(names)
+        }
 
     def _update(
         self, trainer: Trainer, lessons: Lessons, price_N: np.ndarray, bonus_N: np.ndarray
@@ -306,9 +369,14 @@ def own_adapters(task: Task[DialogueContext]) -> dict[str, float]:
     return {**weights, BASE: rest} if weights else {}
 
 
-def step_units(settings: RLSettings) -> float:
-    """Cost of one step in played dialogues: an update costs about as much as playing its dialogues (measured)."""
-    return (1.0 + settings.epochs) * settings.dialogues_per_step
+def step_units(settings: RLSettings, num_compared: int = 0) -> float:
+    """Cost of one step in played dialogues: an update costs about as much as playing its dialogues (measured).
+
+    Args:
+        settings: Of the best response.
+        num_compared: Adapters that score the learner's sentences for the `policy` bonus; the base does so anyway.
+    """
+    return (1.0 + settings.epochs + _SCORING * num_compared) * settings.dialogues_per_step
 
 
 def _workdir(task: Task[DialogueContext]) -> Path:
