@@ -10,12 +10,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rtg_agents.hf import TorchBackend
+from rtg_agents.lora import LoraSettings
 from rtg_agents.models import fingerprint
+from rtg_agents.policy import Sampling
 from rtg_agents.progress import WorkMeter
 from rtg_env.errors import ConfigError, JudgeError, RunError
-from rtg_env.goals import GoalSet, to_jsonl
+from rtg_env.goals import GoalSet, load, to_jsonl
+from rtg_env.rules import GameConfig
+from rtg_env.transcripts import TranscriptStore
+from rtg_solvers.imitation import ImitationSettings, as_said, best_of_each_goal
 from rtg_solvers.meta_solvers import alpha_rank, latest, logit, nash, uniform
 from rtg_solvers.methods.grts import GRTSConfig, cost, method
 from rtg_solvers.optimizer import OptimizerSettings
@@ -23,6 +30,7 @@ from rtg_solvers.oracles.rl import RLSettings, step_units
 from rtg_solvers.oracles.shaping import DiversitySettings
 from rtg_solvers.run import RunDirectory
 from rtg_solvers.session import check_goals, check_identity, read_result, resolve_judge
+from rtg_solvers.trainer import Trainer
 from tests.doubles import BENIGN, GOALS, HARMFUL
 from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_config
 
@@ -416,3 +424,52 @@ def test_adaptive_sampling_plays_no_more_but_unequally(tiny_folder: Path, tmp_pa
     assert sum(counts[1]) == sum(counts[0])
     again = run_here(tiny_folder, tmp_path / "adaptive", dialogues_per_cell=16, adaptive=True)
     assert again.result == adaptive.result
+
+
+def imitating(**changes) -> RLSettings:
+    settings = {"steps": 1, "dialogues_per_step": 8, "group_size": 4, "start": "imitation"}
+    optimizer = OptimizerSettings(learning_rate=1e-2)
+    return RLSettings(
+        **{**settings, "imitation": ImitationSettings(steps=6, batch=8), "optimizer": optimizer, **changes}
+    )
+
+
+def test_a_start_by_imitation_learns_the_best_sentences_of_the_cells(tiny_folder: Path, tmp_path: Path) -> None:
+    still = imitating(optimizer=OptimizerSettings(learning_rate=0.0))
+    moved = run_here(tiny_folder, tmp_path / "moved", rl=imitating(), dialogues_per_cell=32)
+    null = run_here(tiny_folder, tmp_path / "null", rl=still, dialogues_per_cell=32)
+    backend = TorchBackend.load(tiny_folder, model_id="tiny", lora=LoraSettings(rank=2, alpha=4.0))
+    with TranscriptStore(moved.path / "run.db", load(moved.path / "goals.jsonl")) as store:
+        played = [
+            item
+            for version in moved.result.red[:3]
+            for item in store.block(f"cell/{version}/blue_00@v1")
+            if item.transcript.goal.harmful
+        ]
+    config = GameConfig(num_exchanges=1)
+    best = best_of_each_goal(config, played, "red", per_goal=2, rng=np.random.default_rng(0))
+    assert len(best) > 4
+    likelihoods = []
+    for outcome in (moved, null):
+        folder = outcome.path / "population" / "red_03"
+        version = f"red_{outcome.path.parent.name}@v1"
+        backend.load_adapter(version, folder)
+        lessons = [as_said(backend, one.sentence, policy=version, sampling=Sampling(max_new_tokens=6)) for one in best]
+        likelihoods.append(sum(sum(row) for row in backend.score(lessons)))
+    assert likelihoods[0] > likelihoods[1] + 5
+
+
+def test_a_start_by_imitation_survives_a_kill(tiny_folder: Path, tmp_path: Path) -> None:
+    whole = run_here(tiny_folder, tmp_path / "whole", rl=imitating(steps=2))
+    with pytest.MonkeyPatch.context() as patch:
+        original = Trainer.save
+
+        def dying(self, folder: Path) -> None:
+            original(self, folder)
+            raise KeyboardInterrupt
+
+        patch.setattr(Trainer, "save", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run_here(tiny_folder, tmp_path / "cut", rl=imitating(steps=2))
+    cut = run_here(tiny_folder, tmp_path / "cut", rl=imitating(steps=2))
+    assert replace(cut.result, wall_s=0.0) == replace(whole.result, wall_s=0.0)

@@ -27,7 +27,7 @@ from rtg_env.types import Role
 from rtg_solvers.loop import DialogueContext, Method
 from rtg_solvers.meta_solvers import meta_solver
 from rtg_solvers.oracles.candidates import selection_dialogues
-from rtg_solvers.oracles.rl import RLOracle, RLSettings, step_units
+from rtg_solvers.oracles.rl import RLOracle, RLSettings, imitation_units, step_units
 from rtg_solvers.payoffs import PayoffTensor
 from rtg_solvers.sampling import SamplingSettings
 
@@ -164,6 +164,7 @@ def cost(config: GRTSConfig, num_heldout: int, num_untrained: tuple[int, int] = 
         config.rl.steps * (step_units(config.rl, _num_compared(config, k)) + step_units(config.rl))
         for k in range(config.iterations)
     )
+    training += 2 * config.iterations * imitation_units(config.rl)
     dialogues = played + checks + rollouts + chosen
     tokens_per_dialogue = config.game.num_exchanges * (
         config.red_sampling.max_new_tokens + config.blue_sampling.max_new_tokens

@@ -37,6 +37,7 @@ from rtg_solvers.advantages import (
     turn_gae,
 )
 from rtg_solvers.diversity import policy_bonus
+from rtg_solvers.imitation import ImitationSettings, as_said, best_of_each_goal, imitate
 from rtg_solvers.lessons import Lessons, collect_lessons, flat_share
 from rtg_solvers.loop import DialogueContext, Task
 from rtg_solvers.losses import Clipping
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from rtg_solvers.trainer import StepFigures, Trainer
 
 _LOG = logging.getLogger(__name__)
+_MET_WEIGHT: Final = 0.02
+"""Opponents with less weight in the mixture do not say what is worth imitating."""
 _SCORING: Final = 0.1
 """Cost of having one more policy score a step's sentences, as a share of playing its dialogues (measured)."""
 
@@ -83,9 +86,13 @@ class RLSettings:
     value_weight: float = 0.5
     """Of ppo's value loss, at least 0."""
 
-    start: Literal["base", "mixture"] = "base"
-    """Where a best response begins: at the base model, or at the average of its own side's adapters, weighted by the
-    mixture (scripts and the base count as the base)."""
+    start: Literal["base", "mixture", "imitation"] = "base"
+    """Where a best response begins: at the base model; at the average of its own side's adapters, weighted by the
+    mixture (scripts and the base count as the base); or at what imitation makes of the base."""
+
+    imitation: ImitationSettings = field(default_factory=ImitationSettings)
+    """Of that: the sentences of its own side, scripts among them, that were paid best against the members that it
+    prepares for, as the payoff cells have them; learned by maximum likelihood at the optimizer's learning rate."""
 
     diversity: DiversitySettings = field(default_factory=DiversitySettings)
     """What red is paid beside the game for saying something new, and which of its checkpoints becomes the member."""
@@ -238,6 +245,9 @@ class RLOracle:
         """Add the policy that is to be trained."""
         from rtg_agents.fusion import fuse
 
+        if self._settings.start == "imitation":
+            self._begin_by_imitation(task)
+            return
         weights = own_adapters(task) if self._settings.start == "mixture" else {}
         if weights:
             bank = self._backend.bank
@@ -245,6 +255,27 @@ class RLOracle:
             return
         rng = rng_for(task.context.seed, "adapter", task.role, task.iteration)
         self._backend.create(task.version, seed=draw_seed(rng))
+
+    def _begin_by_imitation(self, task: Task[DialogueContext]) -> None:
+        """The base after some steps on the best sentences so far; kept, so that a run that goes on begins there too."""
+        from rtg_solvers.trainer import Trainer
+
+        folder, settings = _workdir(task) / "imitated", self._settings.imitation
+        if folder.exists():
+            self._backend.load_adapter(task.version, folder)
+            return
+        rng = rng_for(task.context.seed, "imitation", task.role, task.iteration)
+        self._backend.create(task.version, seed=draw_seed(rng))
+        lessons = best_of_each_goal(
+            task.context.game.config, _met(task), task.role, per_goal=settings.per_goal, rng=rng
+        )
+        sampling = task.context.population.sampling[task.role]
+        sequences = [as_said(self._backend, one.sentence, policy=task.version, sampling=sampling) for one in lessons]
+        trainer = Trainer(self._backend, [task.version], self._settings.optimizer)
+        losses = [figure.loss for figure in imitate(trainer, sequences, settings, rng)]
+        _LOG.info("%s imitated %d sentences, loss %s", task.version, len(sequences), losses[:1] + losses[-1:])
+        self._backend.save_adapter(task.version, folder)
+        task.context.meter.add(imitation_units(self._settings))
 
     def _step(self, task: Task[DialogueContext], trainer: Trainer, shaping: DiversityBonus | None) -> None:
         """One unit of work: dialogues, committed; one update; its figures, committed."""
@@ -367,6 +398,29 @@ def own_adapters(task: Task[DialogueContext]) -> dict[str, float]:
     }
     rest = max(0.0, 1.0 - sum(weights.values()))
     return {**weights, BASE: rest} if weights else {}
+
+
+def imitation_units(settings: RLSettings) -> float:
+    """Cost of a start by imitation in played dialogues; 0 for another start."""
+    return float(settings.imitation.steps * settings.imitation.batch) if settings.start == "imitation" else 0.0
+
+
+def _met(task: Task[DialogueContext]) -> list[Played]:
+    """Dialogues of the payoff cells in which members of the side met those that it prepares for.
+
+    Opponents that the mixture hardly plays are left out, if others are left.
+    """
+    own = task.context.population.names(task.role)
+    others, shares = (
+        (task.mixture.blue_names, task.mixture.blue)
+        if task.role == "red"
+        else (task.mixture.red_names, task.mixture.red)
+    )
+    met = [name for name, share in zip(others, shares, strict=True) if share >= _MET_WEIGHT] or list(others)
+    pairs = {(one, other) if task.role == "red" else (other, one) for one in own for other in met}
+    store = task.context.store
+    names = [name for name in store.block_names() if name.startswith("cell/")]
+    return [item for name in names if tuple(name.split("/")[1:3]) in pairs for item in store.block(name)]
 
 
 def step_units(settings: RLSettings, num_compared: int = 0) -> float:
