@@ -15,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ground_truth_games as games
+import ground_truth_model as real
 import ground_truth_statistics as statistics
 from ground_truth_parts import Options, Section
 from timing import Bar, finish
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
     **games.SECTIONS,
+    **real.SECTIONS,
     "intervals": statistics.intervals,
     "sampling": statistics.sampling,
     "linear program": statistics.linear_program,
