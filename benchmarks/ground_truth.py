@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import ground_truth_cost as cost
 import ground_truth_games as games
 import ground_truth_statistics as statistics
 from ground_truth_parts import Options, Section
@@ -24,6 +25,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "intervals": statistics.intervals,
     "sampling": statistics.sampling,
     "linear program": statistics.linear_program,
+    "iteration cost": cost.iteration_cost,
 }
 
 
