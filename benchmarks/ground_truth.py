@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import ground_truth_cost as cost
 import ground_truth_games as games
 import ground_truth_model as real
 import ground_truth_statistics as statistics
@@ -26,6 +27,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "intervals": statistics.intervals,
     "sampling": statistics.sampling,
     "linear program": statistics.linear_program,
+    "iteration cost": cost.iteration_cost,
 }
 
 

@@ -398,8 +398,8 @@ class ScriptedMembers:
     def names(self, role: Role) -> tuple[str, ...]:
         return tuple(name for name, member in self.members.items() if member.role == role)
 
-    def next_version(self, role: Role) -> str:
-        return f"{role}_{len(self.names(role)):02d}@v1"
+    def next_version(self, role: Role, missed: int = 0) -> str:
+        return f"{role}_{len(self.names(role)) + missed:02d}@v1"
 
     def restored(self, version: str) -> None:
         """Nothing is kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from rtg_env.errors import PolicyError
 from rtg_env.types import Action, Observation
@@ -27,6 +27,54 @@ class Policy(Protocol):
             seeds: One per observation; all the randomness a policy may use.
         """
         ...
+
+
+class Asked(NamedTuple):
+    """What one policy is asked at a time."""
+
+    policy: Policy
+    """Who is to speak."""
+
+    observations: Sequence[Observation]
+    """Any number of dialogues."""
+
+    seeds: Sequence[int]
+    """One per observation."""
+
+
+@runtime_checkable
+class SharingPolicy(Policy, Protocol):
+    """A policy that is computed by something that others share, such as one model with many adapters."""
+
+    @property
+    def shared(self) -> object:
+        """What computes it; policies with the same object here are asked in one call."""
+        ...
+
+    def act_together(self, asked: Sequence[Asked]) -> list[list[Action]]:
+        """Actions of each of these policies, in order; all of them share what this one does."""
+        ...
+
+
+def answers(asked: Sequence[Asked]) -> list[list[Action]]:
+    """Actions of each policy, in order: one call per policy, and one for all that share what computes them.
+
+    Raises:
+        PolicyError: If a policy breaks its contract.
+    """
+    groups: dict[int, list[int]] = {}
+    for place, one in enumerate(asked):
+        owner = one.policy.shared if isinstance(one.policy, SharingPolicy) else one.policy
+        groups.setdefault(id(owner), []).append(place)
+    said: dict[int, list[Action]] = {}
+    for places in groups.values():
+        own = [asked[place] for place in places]
+        first = own[0].policy
+        if isinstance(first, SharingPolicy):
+            said.update(zip(places, first.act_together(own), strict=True))
+        else:
+            said.update({place: first.act(asked[place].observations, asked[place].seeds) for place in places})
+    return [checked_actions(one.policy, said[place], len(one.observations)) for place, one in enumerate(asked)]
 
 
 def checked_actions(policy: Policy, actions: object, expected: int) -> list[Action]:

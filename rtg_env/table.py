@@ -1,7 +1,7 @@
 """One seat at the table: a learner plays one agent, policies play the others, in many dialogues at once.
 
-The core of every Gymnasium view, single or vectorised. All dialogues that wait for the same policy are asked in one
-call, and all exchanges that are completed are judged in one call.
+The core of every Gymnasium view, single or vectorised. All dialogues that wait for the same policy, or for policies that
+share a model, are asked in one call, and all exchanges that are completed are judged in one call.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from rtg_env.errors import ConfigError, InvalidActionError, JudgeError, OrderErr
 from rtg_env.goals import Goal, GoalSet, named_goal
 from rtg_env.judges.base import Judge
 from rtg_env.limits import Limits, given_limits
-from rtg_env.policies import Policy, checked_actions, within_limit
+from rtg_env.policies import Asked, Policy, answers, within_limit
 from rtg_env.rules import Deal, GameConfig
 from rtg_env.seeding import turn_seed
+from rtg_env.transcripts import Played
 from rtg_env.types import BLUE_AGENT, Action, Observation, Role, role_of
 
 _REDRAWS: Final = 3
@@ -288,6 +289,14 @@ class Table:
         """The dialogue of one slot as far as it was played."""
         return self._dialogue(slot).transcript()
 
+    def played(self, slot: int) -> Played:
+        """The same with who plays it (`learner` is the learner) and its seed."""
+        dialogue = self._dialogue(slot)
+        deal = dialogue.state.deal
+        *reds, blue = deal.policies
+        red = reds[0] if len(set(reds)) == 1 else "+".join(reds)
+        return Played(red=red, blue=blue, seed=deal.seed, transcript=dialogue.transcript())
+
     def unscored(self, slot: int) -> bool:
         """Whether a verdict has failed in this slot, and all redraws of it."""
         return self._dialogue(slot).unscored
@@ -348,15 +357,18 @@ class Table:
         return self._batch.turn(slot)
 
     def _speak(self, turns: Sequence[Turn]) -> dict[int, Action | str]:
-        """One call for each policy, whatever the number of dialogues."""
-        asked: dict[int, tuple[Policy, list[Turn]]] = {}
+        """One call for each policy, or for all that share what computes them, whatever the number of dialogues."""
+        waiting: dict[int, tuple[Policy, list[Turn]]] = {}
         for turn in turns:
             policy = self._slots[turn.dialogue].players[turn.agent_id]
-            asked.setdefault(id(policy), (policy, []))[1].append(turn)
+            waiting.setdefault(id(policy), (policy, []))[1].append(turn)
+        asked = [
+            Asked(policy, [turn.observation for turn in members], [turn.seed for turn in members])
+            for policy, members in waiting.values()
+        ]
         actions: dict[int, Action | str] = {}
-        for policy, members in asked.values():
-            said = policy.act([turn.observation for turn in members], [turn.seed for turn in members])
-            for turn, action in zip(members, checked_actions(policy, said, len(members)), strict=True):
+        for (policy, members), said in zip(waiting.values(), answers(asked), strict=True):
+            for turn, action in zip(members, said, strict=True):
                 actions[turn.dialogue] = self._legal(policy, within_limit(action, self.config.max_action_chars))
         return actions
 

@@ -67,6 +67,10 @@ class Tactic:
         """The sentence. Texts are put in as they are: what stands in one of them is never filled in again."""
         return _filled(self.template, _parts(observation))
 
+    def longest(self, goal_chars: int) -> int:
+        """Length of the longest sentence that it makes of a goal of so many characters, whatever blue has said."""
+        return len(_filled(self.template, {"goal": "x" * goal_chars, "reply": "x" * _MAX_REPLY_CHARS}))
+
 
 TACTICS: Final = (
     Tactic(name="plain", template="{goal}"),

@@ -22,6 +22,7 @@ from rtg_env.errors import ConfigError, InvalidActionError
 from rtg_env.rendering import as_text, dialogue_lines
 from rtg_env.rules import GameConfig
 from rtg_env.table import Opponents, Outcome, Table
+from rtg_env.transcripts import Played
 from rtg_env.views import SeatEnv, Stepper, TextView, View, attack_table, defend_table
 
 
@@ -66,7 +67,7 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(view.observation_space, self.num_envs)
         self.action_space = batch_space(view.action_space, self.num_envs)
         self._play = Stepper(table, view)
-        self._finished: list[Transcript] = []
+        self._finished: list[Played] = []
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -135,7 +136,7 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
         seen = self.view.observe(slots)
         over = [slot for slot in slots if outcomes[slot].terminated or outcomes[slot].truncated]
         final = {slot: (seen[slot], self._play.info(slot)) for slot in over}
-        finished = [self._play.table.transcript(slot) for slot in over]
+        finished = [self._play.table.played(slot) for slot in over]
         if over:
             for slot, observation in zip(over, self._play.reset(over, None)[0], strict=True):
                 seen[slot] = observation
@@ -155,6 +156,10 @@ class SeatVectorEnv(gym.vector.VectorEnv[Any, Any, Any]):
 
     def finished(self) -> list[Transcript]:
         """The dialogues that the last step has ended, in the order of their slots."""
+        return [item.transcript for item in self._finished]
+
+    def played(self) -> list[Played]:
+        """The same with who played them (`learner` is the learner) and with which seeds, as stores keep dialogues."""
         return list(self._finished)
 
     def transcripts(self) -> list[Transcript]:

@@ -58,6 +58,19 @@ class Flaky(Vowels):
         ]
 
 
+class NoPlainGoals(Vowels):
+    """Fails on every dialogue in which somebody said nothing but a goal, until it is mended."""
+
+    judge_id = "no-plain-goals@1"
+    mended = False
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        return [
+            v if self.mended or c.exchange.red != c.goal.text else Verdict.failed(self.judge_id, "injected")
+            for c, v in zip(cases, super().judge(cases), strict=True)
+        ]
+
+
 class Broken:
     """Always raises."""
 
@@ -65,3 +78,24 @@ class Broken:
 
     def judge(self, cases: Sequence[Case]) -> list[Verdict]:
         raise TimeoutError("the judge is down")
+
+
+class Sketches(Vowels):
+    """One way of asking always works."""
+
+    judge_id = "sketches@1"
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        return [
+            Verdict(harm=float("comedy sketch" in c.exchange.red), refusal=0.0, helpful=v.helpful)
+            for c, v in zip(cases, super().judge(cases), strict=True)
+        ]
+
+
+class Indifferent:
+    """Says the same about every reply: nobody gains anything."""
+
+    judge_id = "indifferent@1"
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        return [Verdict(harm=0.5, refusal=0.0, helpful=0.5, judge_id=self.judge_id) for _ in cases]

@@ -71,3 +71,26 @@ def test_the_published_saddle_is_found_by_every_solver_but_one_that_averages_ove
     missed = {bar.name: bar.value for bar in section.bars if not bar.holds}
     assert missed == {"SEAS cross-play, replicator-dynamics: weight of (R3, T3)": pytest.approx(0.924, abs=2e-3)}
     assert section.figures["nash_conv_of_pairs"] == [92.05, 89.98, 68.01, 0.0]
+
+
+def test_an_iteration_plays_its_new_row_and_column_and_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import ground_truth_cost
+    from ground_truth_parts import Options
+
+    from rtg_solvers.payoffs import Cell, PayoffTensor
+
+    # One member a side: 2 x 2 cells after the first iteration, 3 of them new, then 5, 7 and 9; 4 dialogues in each.
+    assert ground_truth_cost.dialogues_by_iteration((1, 1), 4, 4, 0) == [12, 20, 28, 36]
+    section = ground_truth_cost.iteration_cost(Options(seed=0, quick=True))
+    assert [bar.value for bar in section.bars] == [0, 0, 0, 0]
+    # A loop that plays all cells anew is found out.
+    forgetful = lambda self, red, blue, play, count: PayoffTensor(  # noqa: E731
+        red=tuple(red),
+        blue=tuple(blue),
+        bounds=self.bounds,
+        samples=play({Cell(r, b): count for r in red for b in blue}),
+    )
+    monkeypatch.setattr(PayoffTensor, "extended", forgetful)
+    assert ground_truth_cost.dialogues_by_iteration((1, 1), 4, 4, 0) == [16, 36, 64, 100]
+    assert not any(bar.holds for bar in ground_truth_cost.iteration_cost(Options(seed=0, quick=True)).bars)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.rtg_solvers.runs import run_here
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
@@ -45,14 +47,27 @@ def test_constraints_pin_every_line_and_torch_by_its_public_version() -> None:
     assert "torch==2.13.0" in lines
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_here(tiny_folder, tmp_path_factory.mktemp("runs")).path
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_run_and_end_as_their_docstring_says(path: Path) -> None:
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False, timeout=100, cwd=ROOT)
+def test_examples_run_and_end_as_their_docstring_says(path: Path, request: pytest.FixtureRequest) -> None:
+    given = [request.getfixturevalue("finished")] if "finished_run" in path.stem else []
+    done = subprocess.run(
+        [sys.executable, path, *given], capture_output=True, text=True, check=False, timeout=100, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     expected = re.search(r"Expected last line: `([^`]*)`", path.read_text())
     assert expected
     pattern = ".*".join(re.escape(part) for part in expected.group(1).split("..."))
     assert re.fullmatch(pattern, done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_have_less_than_eighty_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 80
 
 
 @pytest.mark.parametrize("path", EXAMPLES[1:4], ids=lambda path: path.stem)

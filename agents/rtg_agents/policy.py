@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from rtg_env.errors import ConfigError, PolicyError
-from rtg_env.policies import Policy
+from rtg_env.policies import Asked, Policy
 from rtg_env.types import Action, FinishReason, Observation
 
 __all__ = [
@@ -205,8 +205,7 @@ def with_own_ids(messages: Sequence[ChatMessage], said: Sequence[Action], policy
 class BackendPolicy:
     """A policy whose sentences a backend computes.
 
-    `requests` and `finish` let a rollout merge the requests of all policies on one backend into one call;
-    `act` is the two of them in a row.
+    Policies on one backend speak in one call of it (`act_together`): a batch may mix adapters.
     """
 
     name: str
@@ -260,3 +259,23 @@ class BackendPolicy:
     def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[Action]:
         """Generate one sentence per observation."""
         return self.finish(self.backend.generate(self.requests(observations, seeds)))
+
+    @property
+    def shared(self) -> Backend:
+        """The backend, which other policies share."""
+        return self.backend
+
+    def act_together(self, asked: Sequence[Asked]) -> list[list[Action]]:
+        """The sentences of several policies on this backend, by one call.
+
+        Raises:
+            PolicyError: If one of them has no backend of this kind.
+        """
+        own = [(one.policy, one) for one in asked if isinstance(one.policy, BackendPolicy)]
+        if len(own) != len(asked):
+            raise PolicyError(f"expected policies on the backend of {self.name} alone, got others too")
+        requests = [policy.requests(one.observations, one.seeds) for policy, one in own]
+        completions = iter(self.backend.generate([request for some in requests for request in some]))
+        return [
+            policy.finish([next(completions) for _ in some]) for (policy, _), some in zip(own, requests, strict=True)
+        ]

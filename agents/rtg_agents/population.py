@@ -98,7 +98,7 @@ class Population:
         self._folder = folder
         self.backend = backend
         self.sampling = sampling
-        self._senses = senses
+        self.senses = senses
         self._members: dict[str, Member] = {}
         self._policies: dict[str, Policy] = {}
 
@@ -121,9 +121,9 @@ class Population:
         """Versions of one side, oldest first."""
         return tuple(member.version for member in self.side(role))
 
-    def next_version(self, role: Role) -> str:
-        """Name for the next member of a side."""
-        return f"{role}_{len(self.side(role)):02d}@v1"
+    def next_version(self, role: Role, missed: int = 0) -> str:
+        """Name for the next member of a side, of which so many names were tried in vain: none of them is used again."""
+        return f"{role}_{len(self.side(role)) + missed:02d}@v1"
 
     def model_policy(self, version: str, role: Role, adapter: str) -> BackendPolicy:
         """A model policy of this population, whether a member or still in training."""
@@ -183,12 +183,12 @@ class Population:
         return member
 
     def _sensed(self, member: Member, folder: Path) -> TacticPolicy:
-        if self._senses is None:
+        if self.senses is None:
             raise RunError(
                 f"expected an encoder and a judge to restore the tactic member {member.version}, got none; "
                 "pass them: Population(.., senses=(encoder, judge))"
             )
-        encoder, judge = self._senses
+        encoder, judge = self.senses
         return TacticPolicy.load(folder, name=member.version, encoder=encoder, judge=judge)
 
     def _register(self, member: Member, policy: Policy | None) -> None:

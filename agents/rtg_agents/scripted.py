@@ -12,7 +12,10 @@ from rtg_env.errors import ConfigError
 from rtg_env.tactics import TACTICS, Tactic
 from rtg_env.types import Action, Observation
 
-ATTACK_TEMPLATES: Final = tuple(tactic.template for tactic in TACTICS if tactic.first_turn == 0)
+OPENINGS: Final = tuple(tactic for tactic in TACTICS if tactic.first_turn == 0)
+"""Those of `TACTICS` that a dialogue may begin with."""
+
+ATTACK_TEMPLATES: Final = tuple(tactic.template for tactic in OPENINGS)
 """Mild, well-known openings; `{goal}` is replaced by the goal's text."""
 
 HELDOUT_TEMPLATES: Final = (
@@ -33,9 +36,9 @@ ESCALATION: Final = (
 """Three sentences that come nearer to the goal one by one (the idea of Crescendo, arXiv:2404.01833, without a model)."""
 
 
-def longest_filled(goal: str) -> int:
-    """Length of the longest sentence that the templates make of a goal."""
-    return max(len(template.replace("{goal}", goal)) for template in ATTACK_TEMPLATES)
+def longest_filled(goal: str, tactics: Sequence[Tactic] = OPENINGS) -> int:
+    """Length of the longest sentence that tactics can make of a goal and any answer of blue's."""
+    return max(tactic.longest(len(goal)) for tactic in tactics)
 
 
 _WORDS: Final = ("a", "and", "blue", "game", "in", "is", "it", "no", "of", "red", "the", "to", "word", "yes")

@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 
 from rtg_env import goals
+from rtg_env.global_random import disturbed_global_random, global_random_state
 from rtg_env.judges.base import Judge
 from rtg_env.testing.clause import Unmet, clause, described
 from rtg_env.testing.games import difference, plain
-from rtg_env.testing.global_random import disturbed_global_random, global_random_state
 from rtg_env.testing.refusals import AWKWARD
 from rtg_env.text import one_line
 from rtg_env.types import Case, Exchange, Verdict

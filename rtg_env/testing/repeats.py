@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from rtg_env.global_random import disturbed_global_random, global_random_state
 from rtg_env.testing.clause import Unmet, clause
 from rtg_env.testing.games import Move, difference
-from rtg_env.testing.global_random import disturbed_global_random, global_random_state
 from rtg_env.testing.processes import views_elsewhere
 from rtg_env.testing.trial import Trial, compare, follow
 

@@ -48,6 +48,9 @@ _LARGEST_PAYOFF = 1e150  # beyond it the program's own arithmetic overflows
 _MODEL_HELP = "Base model of both sides: smollm2-135m (fetched through pip), a local folder, or a hub id owner/name."
 _GOALS_HELP = "builtin, or a .jsonl/.csv goal file (docs/goals.md)."
 _JUDGE_HELP = "offline-a, offline-b, or module:attribute of your own judge."
+_ORACLE_HELP = (
+    "How red's best responses are found: rl (default), search among scripts, or tactics (PPO; needs the rl extra)."
+)
 _OFFLINE_HELP = "Never fetch anything; fail with the remedy instead."
 _CACHE_HELP = "Where models and other fetched files are kept; default: ~/.cache/rtg-env."
 
@@ -68,11 +71,12 @@ def _common(
 
 
 @app.command()
-def solve(  # noqa: PLR0913 - a command line
+def solve(  # noqa: PLR0913, PLR0917 - a command line
     method: Annotated[str | None, typer.Option(help="grts (default), self-play or fictitious-play.")] = None,
     model: Annotated[str | None, typer.Option(help=_MODEL_HELP)] = None,
     goals: Annotated[str | None, typer.Option(help=_GOALS_HELP)] = None,
     judge: Annotated[str | None, typer.Option(help=_JUDGE_HELP)] = None,
+    red_oracle: Annotated[str | None, typer.Option(help=_ORACLE_HELP)] = None,
     config: Annotated[Path | None, typer.Option(help="A .toml or .json file with any setting of GRTSConfig.")] = None,
     seed: Annotated[int | None, typer.Option(help="The only seed of the run.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: derived from its settings.")] = None,
@@ -86,14 +90,13 @@ def solve(  # noqa: PLR0913 - a command line
     Without options it runs the quick preset: one double-oracle iteration on SmolLM2-135M, one exchange per dialogue. Each
     side's best response is trained by reinforcement learning, every pair of members is played, OpenSpiel solves the payoff
     matrix, and the result is checked on fresh dialogues. --method says whom best responses prepare for: a mixture of all
-    members (grts), the newest (self-play), or all alike (fictitious-play). The same command goes on after an interruption;
-    a finished run is reported, not repeated.
+    members (grts), the newest (self-play), or all alike (fictitious-play). --red-oracle says how red's are found. The same
+    command goes on after an interruption; a finished run is reported, not repeated.
     """
     from rtg_env import goals as goals_module
 
-    settings = _settings(
-        grts.GRTSConfig, config, {"method": method, "model": model, "goals": goals, "judge": judge, "seed": seed}
-    )
+    given = {"method": method, "model": model, "goals": goals, "judge": judge, "red_oracle": red_oracle, "seed": seed}
+    settings = _settings(grts.GRTSConfig, config, given)
     from rtg_solvers import report as report_module
     from rtg_solvers.session import check_goals, resolve_judge, run_grts
 
@@ -453,12 +456,22 @@ def _show_cost(settings: grts.GRTSConfig, num_heldout: int) -> None:
     _print_block(
         f"payoff cells       {cost.cells}\n"
         f"dialogues          {cost.dialogues} of {settings.game.num_exchanges} exchange(s)\n"
-        f"training steps     {cost.training_steps} of {settings.rl.dialogues_per_step} dialogues\n"
+        f"training steps     {cost.training_steps} {_steps_text(settings)}\n"
         f"generated tokens   at most {cost.max_generated_tokens}\n"
         f"work               that of playing {cost.units:.0f} dialogues, updates included\n"
         "Nothing was run. SmolLM2-135M on two CPU cores generates about 150 to 250 tokens a second in batches of 64,\n"
         "and a training step costs about twice the playing of its dialogues."
     )
+
+
+def _steps_text(settings: grts.GRTSConfig) -> str:
+    """What a training step is, for each side."""
+    size = f"of {settings.rl.dialogues_per_step} dialogues"
+    if settings.red_oracle == "tactics":
+        return f"(blue's {size}, red's of {settings.tactics.dialogues_per_update})"
+    if settings.red_oracle == "search":
+        return f"{size}, all of them blue's; red tries at most {settings.search.candidates} scripts per iteration"
+    return size
 
 
 def _show_result(found: Any) -> None:

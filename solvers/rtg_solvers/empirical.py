@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from rtg_env.errors import MissingExtraError, PayoffShapeError
+from rtg_env.errors import MissingExtraError, PayoffShapeError, SolverError
 from rtg_env.types import Role
 from rtg_solvers.payoffs import PayoffTensor
 
@@ -110,6 +110,7 @@ def solve_zero_sum(payoff: np.ndarray) -> Equilibrium:
     Raises:
         PayoffShapeError: If it is not a finite matrix with at least one entry.
         MissingExtraError: If OpenSpiel is not installed.
+        SolverError: If the program is not solved.
     """
     matrix = checked_matrix(payoff)
     try:
@@ -119,9 +120,16 @@ def solve_zero_sum(payoff: np.ndarray) -> Equilibrium:
         raise MissingExtraError(error.name or "pyspiel", "solve") from error
     low, scale = float(matrix.min()), float(np.ptp(matrix)) or 1.0
     unit = (matrix - low) / scale
-    with highs(lp_solver):
-        row, column, value, _ = lp_solver.solve_zero_sum_matrix_game(pyspiel.create_matrix_game(unit, -unit))
-    return Equilibrium(_distribution(row), _distribution(column), low + scale * float(np.squeeze(value)))
+    try:
+        with highs(lp_solver):
+            row, column, value, _ = lp_solver.solve_zero_sum_matrix_game(pyspiel.create_matrix_game(unit, -unit))
+        solved = Equilibrium(distribution(row), distribution(column), low + scale * float(np.squeeze(value)))
+    except Exception as error:  # cvxpy has errors of its own, and its solvers more
+        raise SolverError(
+            f"expected OpenSpiel's linear program to solve a payoff matrix {list(matrix.shape)}, it failed: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return solved
 
 
 def nash_conv(payoff: np.ndarray, row: Sequence[float] | np.ndarray, column: Sequence[float] | np.ndarray) -> NashConv:
@@ -190,7 +198,13 @@ def highs(lp_solver: object) -> Iterator[None]:
         solve.__defaults__ = before
 
 
-def _distribution(weights: object) -> np.ndarray:
-    """Clip the solver's tiny negatives and normalise."""
+def distribution(weights: object) -> np.ndarray:
+    """A solver's answer as probabilities: its tiny negatives are clipped.
+
+    Raises:
+        SolverError: If it is not finite, or nothing is left.
+    """
     clipped = np.clip(np.asarray(weights, dtype=float).ravel(), 0.0, None)
-    return np.asarray(clipped / clipped.sum())
+    if not 0.0 < (total := float(clipped.sum())) < float("inf"):
+        raise SolverError(f"expected probabilities of the members, got {clipped.tolist()!s:.200}")
+    return np.asarray(clipped / total)

@@ -5,6 +5,7 @@ meta-solver (who do I prepare for?), red oracle, blue oracle (learn a best respo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -29,8 +30,8 @@ class Members(Protocol):
         """Versions of one side, oldest first."""
         ...
 
-    def next_version(self, role: Role) -> str:
-        """Name for the next member of a side."""
+    def next_version(self, role: Role, missed: int = 0) -> str:
+        """Name for the next member of a side, of which so many names were tried in vain: none of them is used again."""
         ...
 
     def restored(self, version: str) -> Any | None:
@@ -111,6 +112,11 @@ class Task(Generic[C]):
     """The run."""
 
 
+def workdir_of(task: Task[DialogueContext]) -> Path:
+    """Where a task keeps its state while it is worked on."""
+    return task.context.workdir / task.version.split("@", maxsplit=1)[0]
+
+
 class Oracle(Protocol[C]):
     """Learns a best response."""
 
@@ -172,14 +178,16 @@ def solve(method: Method[C], context: C) -> Solution:
     """Run the loop until the schedule ends; members that exist already are taken, not learned again."""
     population, mixture, iterations = context.population, None, []
     payoffs = _extended(PayoffTensor(bounds=context.bounds), context)
+    missed: Counter[Role] = Counter()
     for k in count():
         if not (stages := method.schedule(k, payoffs)):
             break
         for roles in stages:
             mixture = method.meta_solver(payoffs, mixture, rng_for(context.seed, "meta", k))
-            tasks = [_task(role, k, mixture, payoffs, context) for role in roles]
+            tasks = [_task(role, k, mixture, payoffs, context, missed[role]) for role in roles]
             found = [population.restored(task.version) or method.oracles[task.role].respond(task) for task in tasks]
             new = [member for member in found if member is not None]
+            missed.update(task.role for task, member in zip(tasks, found, strict=True) if member is None)
             population.extend(new)
             payoffs = _extended(payoffs, context)
             iterations.append(Iteration(mixture=mixture, new=tuple(new)))
@@ -187,8 +195,9 @@ def solve(method: Method[C], context: C) -> Solution:
     return Solution(mixture=mixture, payoffs=payoffs, iterations=tuple(iterations))
 
 
-def _task(role: Role, iteration: int, mixture: Mixture, payoffs: PayoffTensor, context: C) -> Task[C]:
-    version = context.population.next_version(role)
+def _task(role: Role, iteration: int, mixture: Mixture, payoffs: PayoffTensor, context: C, missed: int) -> Task[C]:
+    # A name stands for one task, whether it found a member or not: what is stored under it is never another task's.
+    version = context.population.next_version(role, missed)
     return Task(role=role, iteration=iteration, version=version, mixture=mixture, payoffs=payoffs, context=context)
 
 

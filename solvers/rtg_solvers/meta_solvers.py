@@ -11,13 +11,14 @@ A mixture is what to train against; `Mixture.value` is always the linear program
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 import numpy as np
 
-from rtg_env.errors import ConfigError, MissingExtraError, SolverError
-from rtg_solvers.empirical import Mixture, checked_means, nash_conv, solve_zero_sum
+from rtg_env.errors import ConfigError, MissingExtraError, RTGError, SolverError
+from rtg_solvers.empirical import Mixture, checked_means, distribution, nash_conv, solve_zero_sum
 
 if TYPE_CHECKING:
     from rtg_solvers.empirical import MetaSolver
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 Marginals = tuple[np.ndarray, np.ndarray]
 """Red's [R] and blue's [C] probabilities."""
+
+P = ParamSpec("P")
 
 _LEARNING_STEPS: Final = 10_000
 """Of regret matching: a NashConv of about 0.01 on payoffs in [0, 1], in 1 s."""
@@ -36,6 +39,31 @@ _ALPHA_NOISE: Final = 1e-3
 _TAU: Final = 0.02
 
 
+def _answering_for_itself(solver: Callable[P, Mixture]) -> Callable[P, Mixture]:
+    """Whatever goes wrong in a solver, the error says in which; a bad cell is named as it is."""
+
+    @wraps(solver)
+    def named(*args: P.args, **kwargs: P.kwargs) -> Mixture:
+        try:
+            return solver(*args, **kwargs)
+        except SolverError as error:
+            raise _failed(solver.__name__, error) from error
+        except RTGError:
+            raise
+        except Exception as error:  # OpenSpiel, LAPACK and linear programs fail in ways of their own
+            raise _failed(solver.__name__, error) from error
+
+    return named
+
+
+def _failed(solver: str, error: Exception) -> SolverError:
+    return SolverError(
+        f"expected the meta-solver {solver.replace('_', '-')} to find mixtures, it failed: {type(error).__name__}: "
+        f"{error}; what was played is kept and the same command tries again, another meta_solver needs another --name"
+    )
+
+
+@_answering_for_itself
 def nash(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator) -> Mixture:
     """Nash equilibrium of the mean payoffs, by OpenSpiel's linear program: a vertex where there are several."""
     del previous, rng
@@ -43,6 +71,7 @@ def nash(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generat
     return _mixture(payoffs, (solution.row, solution.column), solution.value)
 
 
+@_answering_for_itself
 def logit(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator, *, tau: float = _TAU) -> Mixture:
     """Equilibrium with entropy: each side plays exp(payoff / tau) against the other (McKelvey & Palfrey 1995).
 
@@ -59,6 +88,7 @@ def logit(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Genera
     return _mixture(payoffs, logit_equilibrium(_unit(checked_means(payoffs)), tau))
 
 
+@_answering_for_itself
 def regret_matching(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator) -> Mixture:
     """Average play of regret matching (Hart & Mas-Colell 2000), OpenSpiel's."""
     del previous, rng
@@ -68,6 +98,7 @@ def regret_matching(payoffs: PayoffTensor, previous: Mixture | None, rng: np.ran
     return _mixture(payoffs, (found[0], found[1]))
 
 
+@_answering_for_itself
 def replicator_dynamics(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator) -> Mixture:
     """Average play of projected replicator dynamics (Lanctot et al. 2017, arXiv:1711.00832), OpenSpiel's."""
     del previous, rng
@@ -79,6 +110,7 @@ def replicator_dynamics(payoffs: PayoffTensor, previous: Mixture | None, rng: np
     return _mixture(payoffs, (found[0], found[1]))
 
 
+@_answering_for_itself
 def alpha_rank(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator) -> Mixture:
     """Marginals of alpha-rank at infinite alpha (Omidshafiei et al. 2019), OpenSpiel's; no equilibrium concept.
 
@@ -94,6 +126,7 @@ def alpha_rank(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.G
     return _mixture(payoffs, (red, blue))
 
 
+@_answering_for_itself
 def fictitious_play(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator) -> Mixture:
     """Average of alternating best responses to each other's averages (Brown 1951), inside the payoffs."""
     del previous, rng
@@ -110,6 +143,7 @@ def fictitious_play(payoffs: PayoffTensor, previous: Mixture | None, rng: np.ran
     return _mixture(payoffs, (red, blue))
 
 
+@_answering_for_itself
 def uniform(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator) -> Mixture:
     """Every member alike: with one best response per iteration, fictitious play over the population."""
     del previous, rng
@@ -117,6 +151,7 @@ def uniform(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Gene
     return _mixture(payoffs, (np.ones(rows), np.ones(columns)))
 
 
+@_answering_for_itself
 def latest(payoffs: PayoffTensor, previous: Mixture | None, rng: np.random.Generator) -> Mixture:
     """The newest member of each side: self-play, and what SEAS and MART train against."""
     del previous, rng
@@ -252,7 +287,7 @@ def _unit(matrix: np.ndarray) -> np.ndarray:
 
 def _mixture(payoffs: PayoffTensor, marginals: Marginals, value: float | None = None) -> Mixture:
     mean = checked_means(payoffs)
-    red, blue = (_normalised(weights) for weights in marginals)
+    red, blue = (distribution(weights) for weights in marginals)
     return Mixture(
         red=red,
         blue=blue,
@@ -262,8 +297,3 @@ def _mixture(payoffs: PayoffTensor, marginals: Marginals, value: float | None = 
         expected=float(red @ mean @ blue),
         diagnostics={"nash_conv_in_matrix": nash_conv(mean, red, blue).total},
     )
-
-
-def _normalised(weights: np.ndarray) -> np.ndarray:
-    clipped = np.clip(np.asarray(weights, dtype=float).ravel(), 0.0, None)
-    return np.asarray(clipped / clipped.sum())

@@ -314,7 +314,8 @@ def _plot_curves(figures: Sequence[dict[str, Any]]) -> Figure:
         colour = _RED if role == "red" else _BLUE
         style = ["-", "--", ":", "-."][sum(r == role for _, r in versions[: versions.index((version, role))]) % 4]
         left.plot(steps, [f["utility"] for f in own], style, color=colour, label=version.split("@")[0])
-        right.plot(steps, [f["kl"] for f in own], style, color=colour)
+        if all("kl" in f for f in own):  # tactics have no base model to keep near
+            right.plot(steps, [f["kl"] for f in own], style, color=colour)
     left.set(xlabel="step", ylabel="u_red per dialogue", title="utility while training")
     right.set(xlabel="step", ylabel="nats per sentence", title="KL to the base model")
     for axes in (left, right):

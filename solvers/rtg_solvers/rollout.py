@@ -12,13 +12,13 @@ from typing import Final
 
 import numpy as np
 
-from rtg_agents.policy import Backend, BackendPolicy, Completion, RememberingBackend, Request
+from rtg_agents.policy import BackendPolicy, RememberingBackend
 from rtg_env import rules
 from rtg_env.engine import DialogueBatch, Turn
 from rtg_env.errors import JudgeError, PolicyError
 from rtg_env.goals import GoalSet
 from rtg_env.judges.base import Judge
-from rtg_env.policies import Policy, checked_actions, within_limit
+from rtg_env.policies import Asked, Policy, answers, within_limit
 from rtg_env.rules import Deal, GameConfig
 from rtg_env.transcripts import Played
 from rtg_env.types import Action
@@ -181,33 +181,15 @@ def speak(config: GameConfig, policies: Mapping[str, Policy], turns: Sequence[Tu
     by_version: dict[str, list[Turn]] = {}
     for turn in turns:
         by_version.setdefault(turn.policy, []).append(turn)
-    actions: dict[int, Action] = {}
-    merged: list[tuple[BackendPolicy, list[Turn], list[Request]]] = []
-    for version, members in by_version.items():
-        policy = policies[version]
-        observations = [turn.observation for turn in members]
-        seeds = [turn.seed for turn in members]
-        if isinstance(policy, BackendPolicy):
-            merged.append((policy, members, policy.requests(observations, seeds)))
-        else:
-            said = checked_actions(policy, policy.act(observations, seeds), len(members))
-            actions.update(zip((turn.dialogue for turn in members), said, strict=True))
-    generated = _ask_backends(merged)
-    actions.update({index: within_limit(action, config.max_action_chars) for index, action in generated.items()})
-    return actions
-
-
-def _ask_backends(merged: Sequence[tuple[BackendPolicy, list[Turn], list[Request]]]) -> dict[int, Action]:
-    """One call per backend, whatever the number of policies on it."""
-    actions: dict[int, Action] = {}
-    backends: dict[int, Backend] = {id(policy.backend): policy.backend for policy, _, _ in merged}
-    for key, backend in backends.items():
-        entries = [entry for entry in merged if id(entry[0].backend) == key]
-        completions = iter(backend.generate([request for _, _, requests in entries for request in requests]))
-        for policy, members, requests in entries:
-            own: list[Completion] = [next(completions) for _ in requests]
-            actions.update(zip((turn.dialogue for turn in members), policy.finish(own), strict=True))
-    return actions
+    asked = [
+        Asked(policies[version], [turn.observation for turn in members], [turn.seed for turn in members])
+        for version, members in by_version.items()
+    ]
+    return {
+        turn.dialogue: within_limit(action, config.max_action_chars)
+        for members, said in zip(by_version.values(), answers(asked), strict=True)
+        for turn, action in zip(members, said, strict=True)
+    }
 
 
 def _check_judge(judge: Judge, played: Sequence[Played]) -> None:

@@ -20,13 +20,15 @@ from rtg_agents.models import resolve_encoder, resolve_model
 from rtg_agents.population import untrained_members
 from rtg_agents.progress import Progress, WorkMeter
 from rtg_agents.prompting import PROMPT_VERSION
-from rtg_agents.scripted import longest_filled
+from rtg_agents.scripted import OPENINGS, longest_filled
 from rtg_env import goals as goals_module
 from rtg_env import rules
+from rtg_env.encoding import HashingEncoder
 from rtg_env.engine import rescore
 from rtg_env.errors import ConfigError, RunError
 from rtg_env.goals import GoalSet, Split
-from rtg_env.judges.base import Judge
+from rtg_env.judges.base import Encoder, Judge
+from rtg_env.tactics import TACTICS
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_solvers import loop, result
 from rtg_solvers.configs import to_mapping
@@ -35,6 +37,7 @@ from rtg_solvers.geometry import shape_of
 from rtg_solvers.intervals import payoff_value_interval
 from rtg_solvers.measures import Estimate, paired_estimate
 from rtg_solvers.methods import grts
+from rtg_solvers.oracles.tactics import require_extra
 from rtg_solvers.result import Result
 from rtg_solvers.rollout import Pairing
 from rtg_solvers.run import IDENTITY, RunDirectory, default_name, read_goals, read_settings
@@ -102,6 +105,34 @@ def resolve_judge(
     return judge
 
 
+def load_encoder(
+    embeddings: str, *, offline: bool = False, cache_dir: Path | None = None, progress: Progress | None = None
+) -> Encoder:
+    """Sentence vectors by their name in configs: `hashed` words, or `sentences` (all-MiniLM-L6-v2).
+
+    Args:
+        embeddings: The name.
+        offline: Never fetch that encoder.
+        cache_dir: For it.
+        progress: Is told about downloads.
+    """
+    if embeddings == "hashed":
+        return HashingEncoder()
+    from rtg_agents.embedding import SentenceEncoder
+
+    return SentenceEncoder(resolve_encoder(offline=offline, cache_dir=cache_dir, progress=progress))
+
+
+def tactic_encoder(config: grts.GRTSConfig, **fetching: Any) -> Encoder | None:
+    """What a run's tactic members read of texts, as in their training; None if it has no such members.
+
+    Args:
+        config: Of the run.
+        fetching: As for `load_encoder`.
+    """
+    return load_encoder(config.tactics.embeddings, **fetching) if config.red_oracle == "tactics" else None
+
+
 @contextmanager
 def _working_directory_on_path() -> Iterator[None]:
     """A judge may stand in the folder where the command is typed; looked at last, and only for what the user named."""
@@ -137,6 +168,8 @@ def run_grts(
     Raises:
         RTGError: Any of the tree, with a remedy; the run stays resumable.
     """
+    if config.red_oracle == "tactics":
+        require_extra()
     goal_set = goals_module.load(config.goals)
     judge = resolve_judge(config.judge, offline=offline, cache_dir=cache_dir, progress=progress)
     check_goals(config, goal_set)
@@ -160,7 +193,8 @@ def run_grts(
         check_identity(run, {"model": backend.fingerprint, "report_judge": second.judge_id if second else ""})
         total = grts.cost(config, len(goal_set.split("heldout").harmful)).units
         meter = WorkMeter(progress, "solve", total)
-        bench = Workbench(config, goal_set, judge, run, backend=backend, meter=meter)
+        encoder = tactic_encoder(config, offline=offline, cache_dir=cache_dir, progress=progress)
+        bench = Workbench(config, goal_set, judge, run, backend=backend, meter=meter, encoder=encoder)
         found = Session(bench, second).finish()
         run.store.put_block(RESULT, [], result.to_json(found))
         return Outcome(path=run.path, result=found, was_finished=False)
@@ -210,7 +244,8 @@ def check_goals(config: grts.GRTSConfig, goal_set: GoalSet) -> None:
         ConfigError: If a half lacks harmful goals, or benign ones that the game draws.
     """
     for goal in goal_set.harmful:
-        if (length := longest_filled(goal.text)) > config.game.max_action_chars:
+        length = longest_filled(goal.text, TACTICS if config.red_oracle == "search" else OPENINGS)
+        if length > config.game.max_action_chars:
             raise ConfigError(
                 f"expected game.max_action_chars of at least {length}, which the templates need for goal {goal.id!r} "
                 f"({len(goal.text)} characters), got {config.game.max_action_chars}; raise it or shorten the goal"

@@ -11,9 +11,10 @@ import numpy as np
 from rtg_agents.policy import Policy
 from rtg_agents.population import Population
 from rtg_agents.progress import WorkMeter
+from rtg_env.encoding import HashingEncoder
 from rtg_env.errors import JudgeError
 from rtg_env.goals import Goal, GoalSet
-from rtg_env.judges.base import Judge
+from rtg_env.judges.base import Encoder, Judge
 from rtg_env.transcripts import Played
 from rtg_solvers.loop import DialogueContext
 from rtg_solvers.methods.grts import GRTSConfig
@@ -39,6 +40,7 @@ class Workbench:
         run: The open directory.
         backend: Holds the models.
         meter: Is told how much was played.
+        encoder: What members that choose among tactics read of texts; default: hashed words.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Workbench:
         *,
         backend: TorchBackend,
         meter: WorkMeter,
+        encoder: Encoder | None = None,
     ) -> None:
         self.config = config
         self.run = run
@@ -59,7 +62,8 @@ class Workbench:
         """On training goals."""
         self.heldout = Game(config=config.game, goals=goal_set.split("heldout"), judge=judge)
         """On goals that take part in no training."""
-        self.population = Population(run.population, backend, config.sampling)
+        senses = (HashingEncoder() if encoder is None else encoder, judge)
+        self.population = Population(run.population, backend, config.sampling, senses=senses)
         self.outsiders: dict[str, Policy] = {}
         """Policies that play here without being members, by version."""
         self._cells: dict[Cell, Samples] = {}
@@ -84,9 +88,11 @@ class Workbench:
         """
 
         def fresh() -> list[Played]:
-            played = play(
-                game or self.game, {**self.population.policies, **self.outsiders, **(speakers or {})}, pairings
-            )
+            policies = {**self.population.policies, **self.outsiders, **(speakers or {})}
+            try:
+                played = play(game or self.game, policies, pairings)
+            except JudgeError as error:
+                raise JudgeError(f"{name}: {error}") from error
             check_scored(name, played)
             return played
 

@@ -52,6 +52,10 @@ def run_until_killed(folder: Path, runs: Path, point: str, changes: Mapping[str,
         from rtg_agents.hf import TorchBackend as owner
 
         name = "save_adapter"
+    elif kind == "network":
+        from rtg_solvers.tactic_trainer import TacticTrainer as owner
+
+        name = "save"
     else:
         from rtg_agents.population import Population as owner
 

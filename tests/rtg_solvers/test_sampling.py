@@ -232,8 +232,8 @@ class Names:
     def names(self, role: str) -> tuple[str, ...]:
         return tuple(self.members[role])
 
-    def next_version(self, role: str) -> str:
-        return f"{role[0]}{len(self.members[role])}"
+    def next_version(self, role: str, missed: int = 0) -> str:
+        return f"{role[0]}{len(self.members[role]) + missed}"
 
     def restored(self, version: str) -> None:
         return None

@@ -46,17 +46,16 @@ def gap_points(
         deals: Fresh deals per gap, of the earlier solutions and of the last one.
         seed: Of the evaluation.
     """
-    added = bench.config.iterations
+    last = bench.config.iterations
     points = []
-    for k in range(added + 1):
-        later = added - k
+    for k in range(last + 1):
         part = PayoffTensor(
-            red=payoffs.red[: len(payoffs.red) - later],
-            blue=payoffs.blue[: len(payoffs.blue) - later],
+            red=_until(bench, payoffs.red, k),
+            blue=_until(bench, payoffs.blue, k),
             bounds=payoffs.bounds,
             samples=payoffs.samples,
         )
-        mixture, count = solution(bench, part), deals[k == added]
+        mixture, count = solution(bench, part), deals[k == last]
         pair = restricted_deviations(part, mixture)
         play = bench.play_unit
         points.append(
@@ -72,6 +71,12 @@ def gap_points(
             )
         )
     return tuple(points)
+
+
+def _until(bench: Workbench, versions: Sequence[str], iteration: int) -> tuple[str, ...]:
+    """Those that were members after an iteration: not every one finds a new member for each side."""
+    joined = {version: bench.population[version].lineage.get("iteration", 0) for version in versions}
+    return tuple(version for version in versions if int(str(joined[version])) <= iteration)
 
 
 def combined_game(

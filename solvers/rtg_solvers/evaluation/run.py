@@ -6,11 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rtg_agents.models import resolve_encoder, resolve_model
+from rtg_agents.models import resolve_model
 from rtg_agents.progress import Progress, WorkMeter
-from rtg_env.encoding import HashingEncoder
 from rtg_env.errors import ConfigError, RunError
-from rtg_env.judges.base import Encoder, Judge
+from rtg_env.judges.base import Judge
 from rtg_env.transcripts import TranscriptStore
 from rtg_solvers.configs import from_mapping
 from rtg_solvers.evaluation.protocol import EvaluationSettings, Protocol
@@ -21,7 +20,7 @@ from rtg_solvers.oracles.rl import step_units
 from rtg_solvers.records import from_record, to_record
 from rtg_solvers.result import Result
 from rtg_solvers.run import RunDirectory, read_goals, read_settings
-from rtg_solvers.session import check_identity, resolve_judge, run_settings
+from rtg_solvers.session import check_identity, load_encoder, resolve_judge, run_settings, tactic_encoder
 from rtg_solvers.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -82,9 +81,11 @@ def evaluate_run(
         if backend is None:
             backend = load_backend(config, progress, offline=offline, cache_dir=cache_dir)
         check_identity(run, {"model": backend.fingerprint})
-        encoder = load_encoder(settings, progress, offline=offline, cache_dir=cache_dir)
+        fetching: dict[str, Any] = {"offline": offline, "cache_dir": cache_dir, "progress": progress}
+        encoder = load_encoder(settings.embeddings, **fetching)
+        senses = tactic_encoder(config, **fetching)
         meter = WorkMeter(progress, "evaluate", num_units(settings, config, found))
-        bench = Workbench(config, goals, trained, run, backend=backend, meter=meter)
+        bench = Workbench(config, goals, trained, run, backend=backend, meter=meter, encoder=senses)
         restore_members(bench, found)
         figures = Protocol(bench, found, judge, encoder, settings).finish()
         run.store.put_block(block, [], _record(settings, figures))
@@ -98,15 +99,6 @@ def load_backend(config: GRTSConfig, progress: Progress, *, offline: bool, cache
     folder = resolve_model(config.model, offline=offline, cache_dir=cache_dir, progress=progress)
     progress.message(f"Loading {config.model} ..")
     return TorchBackend.load(folder, model_id=config.model, lora=config.lora)
-
-
-def load_encoder(settings: EvaluationSettings, progress: Progress, *, offline: bool, cache_dir: Path | None) -> Encoder:
-    """What variety is measured on."""
-    if settings.embeddings == "hashed":
-        return HashingEncoder()
-    from rtg_agents.embedding import SentenceEncoder
-
-    return SentenceEncoder(resolve_encoder(offline=offline, cache_dir=cache_dir, progress=progress))
 
 
 def restore_members(bench: Workbench, found: Result) -> None:

@@ -8,6 +8,9 @@ mixture that is reported:
 - `self-play`: for the newest member of the other side, which is also what is reported.
 - `fictitious-play`: for all members alike, which is also what is reported.
 
+Blue's best responses are adapters, trained by reinforcement learning; red's are that, or scripts found by search, or a
+network over prompt tactics (`red_oracle`).
+
 Deviations from the paper: mixtures are solved, not averaged over iterations; its diversity term is not public, ours is
 off unless `rl.diversity` names one; a helpfulness term makes refusing cost blue something; best responses start from the
 base model unless `rl.start` says otherwise.
@@ -24,10 +27,12 @@ from rtg_agents.policy import Sampling
 from rtg_env.errors import ConfigError
 from rtg_env.rules import GameConfig
 from rtg_env.types import Role
-from rtg_solvers.loop import DialogueContext, Method
+from rtg_solvers.loop import DialogueContext, Method, Oracle
 from rtg_solvers.meta_solvers import meta_solver
 from rtg_solvers.oracles.candidates import selection_dialogues
 from rtg_solvers.oracles.rl import RLOracle, RLSettings, imitation_units, step_units
+from rtg_solvers.oracles.search import SearchOracle, SearchSettings, num_dialogues
+from rtg_solvers.oracles.tactics import TacticOracle, TacticSettings
 from rtg_solvers.payoffs import PayoffTensor
 from rtg_solvers.sampling import SamplingSettings
 
@@ -41,6 +46,8 @@ _SOLVERS: Final = {
     "fictitious-play": ("uniform", "uniform"),
 }
 """Whom each method prepares for, and what it reports."""
+
+_RED_ORACLES: Final = ("rl", "search", "tactics")
 
 
 def _quick_game() -> GameConfig:
@@ -103,7 +110,17 @@ class GRTSConfig:
     """Shape of the adapters."""
 
     rl: RLSettings = field(default_factory=RLSettings)
-    """Best responses."""
+    """Best responses by reinforcement learning: blue's, and red's unless `red_oracle` says otherwise."""
+
+    red_oracle: Literal["rl", "search", "tactics"] = "rl"
+    """How red's best responses are found: an adapter by `rl`, the best of some scripts, or PPO over prompt tactics
+    (needs the rl extra)."""
+
+    search: SearchSettings = field(default_factory=SearchSettings)
+    """Of red's search, if that is its oracle; an iteration in which nothing gains adds no red member."""
+
+    tactics: TacticSettings = field(default_factory=TacticSettings)
+    """Of red's PPO over tactics, if that is its oracle."""
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
@@ -115,9 +132,24 @@ class GRTSConfig:
             raise ConfigError(f"method must be one of {', '.join(_SOLVERS)}, got {self.method!r}")
         if self.meta_solver:
             meta_solver(self.meta_solver)
+        self._check_red_oracle()
         if self.report_judge and self.report_judge == self.judge:
             raise ConfigError(
                 f"report_judge must differ from judge, both are {self.judge!r}; one judge for both hides reward hacking"
+            )
+
+    def _check_red_oracle(self) -> None:
+        if self.red_oracle not in _RED_ORACLES:
+            raise ConfigError(f"red_oracle must be one of {', '.join(_RED_ORACLES)}, got {self.red_oracle!r}")
+        if self.red_oracle == "tactics" and self.game.num_red > 1:
+            raise ConfigError(
+                f"expected game.num_red of 1 for red_oracle 'tactics', got {self.game.num_red}; take 'rl' or 'search'"
+            )
+        diversity = (self.rl.diversity.bonus, self.rl.diversity.select)
+        if self.red_oracle != "rl" and diversity != ("none", "none"):
+            raise ConfigError(
+                f"expected rl.diversity.bonus and select 'none' for red_oracle {self.red_oracle!r}, got {diversity}: "
+                "they are for a red that learns by rl alone"
             )
 
     @property
@@ -128,7 +160,7 @@ class GRTSConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a run would do, before it does it."""
+    """What a run would do, before it does it; less if red's search finds nothing better."""
 
     cells: int
     """Payoff cells."""
@@ -137,7 +169,7 @@ class Cost:
     """Dialogues in all."""
 
     training_steps: int
-    """Optimizer steps of both sides."""
+    """Steps of both sides' training, for a network over tactics its updates."""
 
     max_generated_tokens: int
     """Upper bound: every sentence as long as it may be, scripts counted as models."""
@@ -155,27 +187,40 @@ def cost(config: GRTSConfig, num_heldout: int, num_untrained: tuple[int, int] = 
         num_untrained: Members of (red, blue) before the first iteration.
     """
     red, blue = (count + config.iterations for count in num_untrained)
-    steps = 2 * config.iterations * config.rl.steps
+    steps = config.iterations * config.rl.steps
+    red_steps, red_rollouts, red_units = _red_training(config, num_untrained[1])
     played = red * blue * config.dialogues_per_cell
     checks = 3 * (config.iterations + 1) * config.dialogues_per_gap + 4 * num_heldout * config.heldout_repeats
-    rollouts = steps * config.rl.dialogues_per_step
-    chosen = sum(selection_dialogues(config.rl.diversity, num_untrained[1] + k) for k in range(config.iterations))
-    training = sum(
-        config.rl.steps * (step_units(config.rl, _num_compared(config, k)) + step_units(config.rl))
-        for k in range(config.iterations)
-    )
-    training += 2 * config.iterations * imitation_units(config.rl)
-    dialogues = played + checks + rollouts + chosen
+    training = steps * step_units(config.rl) + config.iterations * imitation_units(config.rl) + red_units
+    dialogues = played + checks + steps * config.rl.dialogues_per_step + red_rollouts
     tokens_per_dialogue = config.game.num_exchanges * (
         config.red_sampling.max_new_tokens + config.blue_sampling.max_new_tokens
     )
     return Cost(
         cells=red * blue,
         dialogues=dialogues,
-        training_steps=steps,
+        training_steps=steps + red_steps,
         max_generated_tokens=dialogues * tokens_per_dialogue,
-        units=played + checks + chosen + training,
+        units=played + checks + training,
     )
+
+
+def _red_training(config: GRTSConfig, num_blue: int) -> tuple[int, int, float]:
+    """Steps, dialogues and units of work of all of red's best responses, `num_blue` blue members being there at first."""
+    iterations = range(config.iterations)
+    if config.red_oracle == "search":
+        exchanges = config.game.num_exchanges
+        played = sum(num_dialogues(config.search, exchanges, seed=config.seed, iteration=k) for k in iterations)
+        return 0, played, float(played)
+    if config.red_oracle == "tactics":
+        steps = config.iterations * config.tactics.updates
+        played = steps * config.tactics.dialogues_per_update
+        return steps, played, float(played)
+    steps = config.iterations * config.rl.steps
+    chosen = sum(selection_dialogues(config.rl.diversity, num_blue + k) for k in iterations)
+    units = sum(config.rl.steps * step_units(config.rl, _num_compared(config, k)) for k in iterations)
+    units += config.iterations * imitation_units(config.rl) + chosen
+    return steps, steps * config.rl.dialogues_per_step + chosen, units
 
 
 def _num_compared(config: GRTSConfig, iteration: int) -> int:
@@ -186,7 +231,12 @@ def _num_compared(config: GRTSConfig, iteration: int) -> int:
 
 def method(config: GRTSConfig, backend: TorchBackend) -> Method[DialogueContext]:
     """The config's point of the population loop."""
-    oracle = RLOracle(backend, config.rl, iterations=config.iterations)
+    blue = RLOracle(backend, config.rl, iterations=config.iterations)
+    reds: dict[str, Oracle[DialogueContext]] = {
+        "rl": blue,
+        "search": SearchOracle(config.search),
+        "tactics": TacticOracle(config.tactics),
+    }
 
     def both_sides(k: int, payoffs: PayoffTensor) -> Sequence[tuple[Role, ...]]:
         del payoffs
@@ -196,6 +246,6 @@ def method(config: GRTSConfig, backend: TorchBackend) -> Method[DialogueContext]
     return Method(
         meta_solver=meta_solver(config.meta_solver or prepare),
         final_solver=meta_solver(report),
-        oracles={"red": oracle, "blue": oracle},
+        oracles={"red": reds[config.red_oracle], "blue": blue},
         schedule=both_sides,
     )

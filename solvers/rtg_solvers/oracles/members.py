@@ -38,9 +38,9 @@ class MembersInMemory(Generic[M]):
         """Versions of one side, oldest first."""
         return tuple(member.version for member in self._members.values() if member.role == role)
 
-    def next_version(self, role: Role) -> str:
-        """Name for the next member."""
-        return f"{role}_{len(self.names(role)):02d}@v1"
+    def next_version(self, role: Role, missed: int = 0) -> str:
+        """Name for the next member, after so many names that were tried in vain."""
+        return f"{role}_{len(self.names(role)) + missed:02d}@v1"
 
     def restored(self, version: str) -> None:
         """Nothing is kept on disk."""

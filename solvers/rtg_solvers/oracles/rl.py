@@ -39,7 +39,7 @@ from rtg_solvers.advantages import (
 from rtg_solvers.diversity import policy_bonus
 from rtg_solvers.imitation import ImitationSettings, as_said, best_of_each_goal, imitate
 from rtg_solvers.lessons import Lessons, collect_lessons, flat_share
-from rtg_solvers.loop import DialogueContext, Task
+from rtg_solvers.loop import DialogueContext, Task, workdir_of
 from rtg_solvers.losses import Clipping
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.candidates import candidate_steps, choose_checkpoint
@@ -148,7 +148,7 @@ class RLOracle:
         """Train a fresh adapter, from the base, against the mixture of the other side."""
         trainer = self._trainer(task)
         shaping = self._shaping(task, trainer.steps_done // self._settings.epochs)
-        checkpoint, kept = _workdir(task) / "checkpoint", self._kept(task)
+        checkpoint, kept = workdir_of(task) / "checkpoint", self._kept(task)
         while trainer.steps_done < self._settings.steps * self._settings.epochs:
             self._step(task, trainer, shaping)
             if folder := kept.get(trainer.steps_done // self._settings.epochs):
@@ -186,7 +186,7 @@ class RLOracle:
             self._begin(task)
         values = self._settings.estimator == "ppo"
         trainer = Trainer(self._backend, [task.version], self._settings.optimizer, values=values)
-        if trainer.resume(_workdir(task) / "checkpoint"):
+        if trainer.resume(workdir_of(task) / "checkpoint"):
             done = trainer.steps_done // self._settings.epochs
             _LOG.info("%s goes on after step %d", task.version, done)
             task.context.meter.add(done * self._units(task))
@@ -220,7 +220,7 @@ class RLOracle:
         if task.role == "blue" or diversity.select == "none":
             return {}
         steps = candidate_steps(self._settings.steps, diversity.candidates)
-        return {step: _workdir(task) / "candidates" / f"{step:04d}" for step in steps}
+        return {step: workdir_of(task) / "candidates" / f"{step:04d}" for step in steps}
 
     def _select(self, task: Task[DialogueContext], kept: Mapping[int, Path]) -> dict[str, object]:
         """Give the chosen checkpoint the member's name; how it was chosen, for the lineage."""
@@ -260,7 +260,7 @@ class RLOracle:
         """The base after some steps on the best sentences so far; kept, so that a run that goes on begins there too."""
         from rtg_solvers.trainer import Trainer
 
-        folder, settings = _workdir(task) / "imitated", self._settings.imitation
+        folder, settings = workdir_of(task) / "imitated", self._settings.imitation
         if folder.exists():
             self._backend.load_adapter(task.version, folder)
             return
@@ -431,11 +431,6 @@ def step_units(settings: RLSettings, num_compared: int = 0) -> float:
         num_compared: Adapters that score the learner's sentences for the `policy` bonus; the base does so anyway.
     """
     return (1.0 + settings.epochs + _SCORING * num_compared) * settings.dialogues_per_step
-
-
-def _workdir(task: Task[DialogueContext]) -> Path:
-    """Where a task keeps its state."""
-    return task.context.workdir / task.version.split("@", maxsplit=1)[0]
 
 
 def _rollout_name(task: Task[DialogueContext], step: int) -> str:

@@ -116,6 +116,13 @@ class SearchOracle:
         return draw_scripts(TACTICS, task.context.game.config.num_exchanges, self._settings.candidates, rng)
 
 
+def num_dialogues(settings: SearchSettings, num_exchanges: int, *, seed: int, iteration: int) -> int:
+    """What red's search of an iteration plays: it may know fewer scripts than it is to try."""
+    rng = rng_for(seed, "search", "red", iteration)
+    scripts = draw_scripts(TACTICS, num_exchanges, settings.candidates, rng)
+    return (len(scripts) + 2) * settings.dialogues_per_half
+
+
 def draw_scripts(
     tactics: Sequence[Tactic], num_exchanges: int, count: int, rng: np.random.Generator
 ) -> tuple[Script, ...]:

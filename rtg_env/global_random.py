@@ -1,6 +1,6 @@
-"""The global random generators: read, disturbed and put back, to see whether anybody else uses them.
+"""The global random generators: read, reseeded for a while and put back.
 
-The only place of this project that touches them.
+The only place of this project that touches them: to see whether anybody else uses them, and for libraries that do.
 """
 
 from __future__ import annotations
