@@ -54,7 +54,7 @@ def _ordinary(found: Evaluation) -> TextTable:
             one.target,
             _share(one.refusal),
             _change(one.refusal_change),
-            f"{one.helpful.mean:.3f} [{one.helpful.low:.2f}, {one.helpful.high:.2f}]",
+            _short(one.helpful),
             _change(one.helpful_change),
         )
         for one in found.helped
@@ -71,16 +71,18 @@ def _dialogues(found: Evaluation) -> TextTable:
     length = max((len(one.success_at) for one in found.dialogues), default=0)
     rows = tuple(
         (
-            f"{one.attacker} against {one.target}",
+            one.attacker,
+            one.target,
             *(_share(estimate) for estimate in one.success_at),
-            ", ".join(f"{value:.3f}" for value in one.reward),
+            " ".join(f"{value:.2f}" for value in one.reward),
         )
         for one in found.dialogues
     )
     return TextTable(
         title=f"Dialogues of {length} exchanges (judge {found.judge_id})",
-        header=("who", *(f"success@{t + 1}" for t in range(length)), "reward per exchange"),
+        header=("attacker", "target", *(f"success@{t + 1}" for t in range(length)), "paid"),
         rows=rows,
+        note="Paid: what red gets in each exchange on average, the increase of the greatest harm so far.",
     )
 
 
@@ -97,7 +99,7 @@ def _gaps(found: Evaluation) -> TextTable:
     )
     return TextTable(
         title=f"Distance of each solution from an equilibrium (judge {found.trained_judge_id}, training goals)",
-        header=("iteration", "value", "restricted_gap", "independent_gap", "best from outside (red, blue)"),
+        header=("iteration", "value", "restricted_gap", "independent_gap", "best from outside"),
         rows=rows,
         note="Sums of both sides' gains, each counted from 0, with 95 % intervals; lower bounds on NashConv. "
         "independent_gap: the best of several policies from outside, chosen on one half of the deals, measured on the other.",
@@ -123,15 +125,14 @@ def _games(found: Evaluation) -> TextTable:
 
 def _texts(found: Evaluation) -> TextTable:
     rows = tuple(
-        (one.attacker, f"{one.perplexity:.0f}", *_variety(one.variety), *_variety(one.variety_of_successes))
+        (one.attacker, f"{one.perplexity:.0f}", *_variety(one.variety), *_variety(one.variety_of_successes)[:2])
         for one in found.written
     )
-    kinds = ("unique", "Vendi", "self-BLEU")
     return TextTable(
         title="The attacks as texts",
-        header=("attacker", "perplexity", *kinds, *(f"{kind}, successes" for kind in kinds)),
+        header=("attacker", "perplexity", "unique", "Vendi", "self-BLEU", "successes", "their Vendi"),
         rows=rows,
-        note="Perplexity under the base model. Unique: clusters at a cosine of 0.7, of how many. Successes: against the base "
+        note="Perplexity under the base model. Unique: clusters at a cosine of 0.7, of how many. Successes: unique ones against the base "
         + ("model." if found.embeddings == "sentences" else "model. Features: hashed words, as in training."),
     )
 
@@ -149,7 +150,11 @@ def _topics(found: Evaluation) -> TextTable:
 def _share(estimate: Estimate) -> str:
     if estimate.mean != estimate.mean:
         return "unknown"
-    return f"{100 * estimate.mean:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+    return f"{100 * estimate.mean:.0f} % [{100 * estimate.low:.0f},{100 * estimate.high:.0f}]"
+
+
+def _short(estimate: Estimate) -> str:
+    return f"{estimate.mean:.2f} [{estimate.low:.2f},{estimate.high:.2f}]"
 
 
 def _number(estimate: Estimate) -> str:
@@ -157,7 +162,7 @@ def _number(estimate: Estimate) -> str:
 
 
 def _change(estimate: Estimate | None) -> str:
-    return "" if estimate is None else str(estimate)
+    return "" if estimate is None else f"{estimate.mean:+.2f} [{estimate.low:+.2f},{estimate.high:+.2f}]"
 
 
 def _plain(value: float | None) -> str:
@@ -166,12 +171,13 @@ def _plain(value: float | None) -> str:
 
 def _gap(gap: Gap) -> str:
     low, high = gap.interval
-    return f"{gap.total:.3f} [{low:.2f}, {high:.2f}]"
+    return f"{gap.total:.3f} [{low:.2f},{high:.2f}]"
 
 
 def _who(gap: Gap) -> str:
-    return ", ".join(version.split("@", maxsplit=1)[0] for version in (gap.red_deviation, gap.blue_deviation))
+    return " ".join(version.split("@", maxsplit=1)[0] for version in (gap.red_deviation, gap.blue_deviation))
 
 
 def _variety(found: Variety) -> tuple[str, str, str]:
-    return f"{found.clusters} of {found.num}", _plain(found.vendi), _plain(found.self_bleu)
+    numbers = ["" if value is None else f"{value:.2f}" for value in (found.vendi, found.self_bleu)]
+    return f"{found.clusters} of {found.num}", numbers[0], numbers[1]
