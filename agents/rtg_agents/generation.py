@@ -56,6 +56,9 @@ class Job:
     seed: int
     """Of its noise."""
 
+    min_new_tokens: int = 0
+    """Before so many ids none may end the sentence."""
+
     token_ids: list[int] = field(default_factory=list)
     """What was sampled."""
 
@@ -295,7 +298,7 @@ class Generation:
 
     def _record(self, batch: _Batch, rows: Sequence[int], logits: torch.Tensor) -> None:
         """Draw the next id of these rows and see which have ended."""
-        ids, logps = batch.draw(rows, logits)
+        ids, logps = batch.draw(rows, self._barred(batch, rows, logits))
         for row, token, logp in zip(rows, ids, logps, strict=True):
             job = batch.jobs[row]
             if job is None:
@@ -306,6 +309,15 @@ class Generation:
                 read = (*job.prompt, *job.token_ids[:-1])
                 self._views.put(job.key, read, batch.rows.read(row, slice(0, len(read))))
                 batch.leave(row)
+
+    def _barred(self, batch: _Batch, rows: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+        """The logits, those of end ids -inf where a sentence may not end yet."""
+        jobs = [batch.jobs[row] for row in rows]
+        early = [place for place, job in enumerate(jobs) if job and len(job.token_ids) < job.min_new_tokens]
+        if early:
+            logits = logits.clone()
+            logits[torch.tensor(early)[:, None], torch.tensor(sorted(self._end_ids))] = -torch.inf
+        return logits
 
 
 class _Waiting:

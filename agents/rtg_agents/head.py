@@ -29,6 +29,16 @@ class Heard(NamedTuple):
     """[N] entropy of the distribution there, in nats; zeros unless asked for."""
 
 
+class Barred(NamedTuple):
+    """Ids that may not follow at some positions: the others share their probability."""
+
+    where: torch.Tensor
+    """[N] bool."""
+
+    ids: torch.Tensor
+    """Barred there."""
+
+
 def heard(
     head: torch.nn.Module,
     hidden_NH: torch.Tensor,
@@ -36,6 +46,7 @@ def heard(
     temperatures_N: torch.Tensor,
     *,
     entropy: bool = False,
+    barred: Barred | None = None,
 ) -> Heard:
     """Log-probabilities of ids at a temperature, differentiable with respect to the hidden states.
 
@@ -45,10 +56,11 @@ def heard(
         ids_N: What followed.
         temperatures_N: Logits are divided by it.
         entropy: Whether to compute entropies as well.
+        barred: Ids that may not follow at some positions; the log-probability of such an id there is -inf.
     """
     logps, entropies = cast(
         "tuple[torch.Tensor, torch.Tensor]",
-        _Heard.apply(hidden_NH, head.weight, getattr(head, "bias", None), ids_N, temperatures_N, entropy),  # type: ignore[no-untyped-call]
+        _Heard.apply(hidden_NH, head.weight, getattr(head, "bias", None), ids_N, temperatures_N, entropy, barred),  # type: ignore[no-untyped-call]
     )
     return Heard(logps, entropies)
 
@@ -63,6 +75,7 @@ class _Heard(torch.autograd.Function):
         ids: torch.Tensor,
         temperatures: torch.Tensor,
         entropy: bool,
+        barred: Barred | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count = len(ids)
         logps, entropies = (torch.zeros(count, device=hidden.device) for _ in range(2))
@@ -74,6 +87,8 @@ class _Heard(torch.autograd.Function):
             part = slice(begin, begin + size)
             heat = temperatures[part, None]
             logits = torch.nn.functional.linear(hidden[part], weight, bias).float() / heat
+            if barred is not None:
+                logits[barred.where[part].nonzero(), barred.ids] = -torch.inf
             all_logps = logits - logits.logsumexp(-1, keepdim=True)
             logps[part] = all_logps.gather(-1, ids[part, None])[:, 0]
             if not (needs or entropy):
@@ -83,6 +98,8 @@ class _Heard(torch.autograd.Function):
                 # d logp(i) / d hidden = (w_i - E w) / temperature
                 slopes[part] = (weight[ids[part]] - probs.to(weight.dtype) @ weight) / heat
             if entropy:
+                # 0 log 0 is 0.
+                all_logps = torch.where(probs > 0, all_logps, torch.zeros_like(all_logps))
                 entropies[part] = -(probs * all_logps).sum(-1)
                 if entropy_slopes is not None:
                     spread = -probs * (all_logps + entropies[part, None])
@@ -97,7 +114,7 @@ class _Heard(torch.autograd.Function):
         grad = grads[0][:, None].to(slopes.dtype) * slopes
         if entropy_slopes is not None:
             grad = grad + grads[1][:, None].to(slopes.dtype) * entropy_slopes
-        return grad, None, None, None, None, None
+        return grad, None, None, None, None, None, None
 
 
 def noise_width(vocab_size: int) -> int:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from rtg_agents.adapter_files import read_adapter, write_adapter
 from rtg_agents.bank import PolicyBank
 from rtg_agents.generation import Forward, Generation, Job, PackBatch, Reader
-from rtg_agents.head import heard
+from rtg_agents.head import Barred, heard
 from rtg_agents.kv import Views
 from rtg_agents.lora import LoraSettings
 from rtg_agents.models import fingerprint, quiet_transformers
@@ -207,6 +207,7 @@ class TorchBackend:
                 temperature=request.sampling.temperature,
                 max_new_tokens=request.sampling.max_new_tokens,
                 seed=request.seed,
+                min_new_tokens=request.sampling.min_new_tokens,
             )
             jobs.append(job)
         self._generation.run(jobs)
@@ -297,6 +298,7 @@ class TorchBackend:
         owners: list[int] = []
         places: list[int] = []
         temperatures: list[float] = []
+        early: list[bool] = []
         for row, (one, _, members) in enumerate(packs):
             for path, index in zip(one.paths, members, strict=True):
                 sequence = sequences[index]
@@ -307,10 +309,17 @@ class TorchBackend:
                 owners += [index] * len(before)
                 places += range(len(before))
                 temperatures += [sequence.temperature] * len(before)
+                early += [n < sequence.min_tokens for begin, end in sequence.spans for n in range(end - begin)]
         chosen = states[torch.tensor(rows, device=device), torch.tensor(nodes, device=device)]
         head = self.bank.model.get_output_embeddings()
+        barred = Barred(torch.tensor(early, device=device), torch.tensor(sorted(self._end_ids), device=device))
         said = heard(
-            head, chosen, torch.tensor(ids, device=device), torch.tensor(temperatures, device=device), entropy=entropy
+            head,
+            chosen,
+            torch.tensor(ids, device=device),
+            torch.tensor(temperatures, device=device),
+            entropy=entropy,
+            barred=barred if any(early) else None,
         )
         return _Part(owners, places, said.logps, said.entropies, chosen)
 

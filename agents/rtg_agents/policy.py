@@ -50,12 +50,20 @@ class Sampling:
     max_new_tokens: int = 32
     """Longest sentence in tokens, the end-of-turn id included; at least 1."""
 
+    min_new_tokens: int = 0
+    """Before so many tokens the end-of-turn ids are barred, and log-probabilities are those of what is left; at least 0,
+    below `max_new_tokens`. Records do not say it: whoever scores what was sampled so must (`TokenSequence.min_tokens`)."""
+
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
         if not 0.0 < self.temperature < float("inf"):
             raise ConfigError(f"temperature must be finite and > 0, got {self.temperature!r}")
         if isinstance(self.max_new_tokens, bool) or not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be a whole number >= 1, got {self.max_new_tokens!r}")
+        if isinstance(self.min_new_tokens, bool) or not 0 <= self.min_new_tokens < self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens must be >= 0 and below max_new_tokens ({self.max_new_tokens}), got {self.min_new_tokens!r}"
+            )
 
 
 class ChatMessage(NamedTuple):
@@ -128,6 +136,9 @@ class TokenSequence:
     temperature: float = 1.0
     """The temperature they were, or would be, sampled at."""
 
+    min_tokens: int = 0
+    """In each range, the end-of-turn ids are barred before so many ids (`Sampling.min_new_tokens`)."""
+
     def __post_init__(self) -> None:
         """Refuse ranges that are not in order or not within the sequence."""
         last = 1
@@ -138,11 +149,17 @@ class TokenSequence:
 
     @classmethod
     def of_sentence(
-        cls, policy: str, prompt_ids: Sequence[int], token_ids: Sequence[int], temperature: float = 1.0
+        cls,
+        policy: str,
+        prompt_ids: Sequence[int],
+        token_ids: Sequence[int],
+        temperature: float = 1.0,
+        *,
+        min_tokens: int = 0,
     ) -> TokenSequence:
         """A view that ends with one sampled sentence."""
-        ids = (*prompt_ids, *token_ids)
-        return cls(policy=policy, ids=ids, spans=((len(prompt_ids), len(ids)),), temperature=temperature)
+        ids, spans = (*prompt_ids, *token_ids), ((len(prompt_ids), len(prompt_ids) + len(token_ids)),)
+        return cls(policy=policy, ids=ids, spans=spans, temperature=temperature, min_tokens=min_tokens)
 
     @property
     def num_sampled(self) -> int:

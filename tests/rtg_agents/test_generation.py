@@ -15,7 +15,8 @@ from rtg_agents import hf
 from rtg_agents.head import draw, noise
 from rtg_agents.hf import TorchBackend
 from rtg_agents.lora import LoraSettings
-from rtg_agents.policy import BASE, ChatMessage, Completion, Request, Sampling
+from rtg_agents.policy import BASE, ChatMessage, Completion, Request, Sampling, TokenSequence
+from rtg_env.errors import ConfigError
 from tests.adapters import added_up, shake
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -360,3 +361,26 @@ def test_a_cold_policy_says_what_is_most_probable() -> None:
     assert len({done.token_ids for done in found}) == 1
     assert found[0].logps == pytest.approx([0.0] * len(found[0].token_ids), abs=1e-4)
     check_equal(found[:1], Naive(backend).generate(asked[:1]))
+
+
+def test_a_sentence_may_not_end_before_it_has_begun() -> None:
+    """Ends are barred early, in sampler and scorer alike; without the bar many sentences end at once."""
+    backend = made(end_ids=list(range(10, 90)))
+    free = [request("hi", seed, tokens=6) for seed in range(60)]
+    assert 1 in [len(sentence.token_ids) for sentence in backend.generate(free)]
+    found = backend.generate([replace(one, sampling=replace(one.sampling, min_new_tokens=2)) for one in free])
+    ended = [len(sentence.token_ids) for sentence in found if sentence.finish_reason == "stop"]
+    assert min(ended) == 3
+    views = [
+        TokenSequence.of_sentence(BASE, sentence.prompt_ids, sentence.token_ids, min_tokens=2) for sentence in found
+    ]
+    for sentence, scored in zip(found, backend.score(views), strict=True):
+        assert scored == pytest.approx(sentence.logps, abs=1e-4)
+    plain = backend.score([replace(view, min_tokens=0) for view in views])
+    assert all(sum(row[:2]) < sum(sentence.logps[:2]) for row, sentence in zip(plain, found, strict=True))
+
+
+@pytest.mark.parametrize("least", [-1, 4, True])
+def test_a_least_length_outside_the_longest_is_refused(least) -> None:
+    with pytest.raises(ConfigError, match="min_new_tokens"):
+        Sampling(max_new_tokens=4, min_new_tokens=least)

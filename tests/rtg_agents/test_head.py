@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from rtg_agents import head
-from rtg_agents.head import draw, heard, noise, noise_width
+from rtg_agents.head import Barred, draw, heard, noise, noise_width
 
 # What is heard
 
@@ -245,3 +245,34 @@ def test_noise_is_gumbel_distributed() -> None:
     assert own.mean() == pytest.approx(0.5772, abs=0.025)
     assert own.var() == pytest.approx(math.pi**2 / 6, abs=0.08)
     assert np.exp(-np.exp(-1.0)) == pytest.approx((own < 1).mean(), abs=0.01)
+
+
+@pytest.mark.parametrize("chunk", [1 << 30, 1])
+def test_barred_ids_leave_their_probability_to_the_others(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "_CHUNK_BYTES", {"cpu": chunk})
+    case = Case(6, 9)
+    case.ids = torch.tensor([0, 3, 4, 5, 8, 2])
+    where, ids = torch.tensor([True, False, True, False, False, True]), torch.tensor([1, 7])
+    hidden = case.hidden.clone().requires_grad_()
+    found = heard(case.head, hidden, case.ids, case.temperatures, entropy=True, barred=Barred(where, ids))
+    exact = case.hidden.double().requires_grad_()
+    logits = exact @ case.head.weight.double().T + case.head.bias.double()
+    bars = torch.zeros_like(logits)
+    bars[where.nonzero(), ids] = -torch.inf
+    all_logps = torch.log_softmax(logits / case.temperatures.double()[:, None] + bars, -1)
+    logps = all_logps[range(6), case.ids]
+    entropies = -torch.where(all_logps.isinf(), 0.0, all_logps.exp() * all_logps).sum(-1)
+    torch.testing.assert_close(found.logps.double(), logps, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(found.entropies.double(), entropies, atol=2e-5, rtol=2e-5)
+    slopes = torch.autograd.grad((case.weights[0] * found.logps).sum(), hidden)[0]
+    expected = torch.autograd.grad((case.weights[0] * logps).sum(), exact)[0]
+    torch.testing.assert_close(slopes.double(), expected, atol=2e-5, rtol=2e-5)
+
+
+def test_an_id_that_was_barred_is_impossible() -> None:
+    case = Case(1, 5)
+    case.ids = torch.tensor([2])
+    found = heard(
+        case.head, case.hidden, case.ids, case.temperatures, barred=Barred(torch.tensor([True]), torch.tensor([2]))
+    )
+    assert found.logps.item() == -math.inf

@@ -104,7 +104,7 @@ def test_hot_micro_batches_record_their_temperature_and_are_learned_at_one(backe
     assert all(1.5 <= heat <= 2.0 for heat in heats)
     reference = ctx.store.block_data(name)["reference_logps"]
     for action, found in zip(actions, reference, strict=True):
-        plain = TokenSequence.of_sentence("base", action.prompt_ids, action.token_ids)  # temperature 1
+        plain = TokenSequence.of_sentence("base", action.prompt_ids, action.token_ids, min_tokens=1)  # temperature 1
         assert found == pytest.approx(sum(backend.score([plain])[0]), abs=1e-4)
         assert found != pytest.approx(sum(action.logps), abs=1e-4)
 
@@ -203,3 +203,20 @@ def test_settings_out_of_range_are_refused(changes: dict, match: str) -> None:
 def test_behaviour_out_of_range_is_refused(changes: dict) -> None:
     with pytest.raises(ConfigError):
         BehaviourSettings(**changes)
+
+
+def test_fresh_and_replayed_attacks_are_scored_alike(backend, tmp_path: Path) -> None:
+    # Truncated or ended by itself: log P_F as it was sampled, and as the scorer has it later.
+    ctx = context(backend, tmp_path)
+    asked = oracle(backend, behaviour=BehaviourSettings(replay_share=0.0, hot_share=0.0), steps=1)
+    asked.respond(task(ctx))
+    name = "train/red_03@v1/0000"
+    actions = spoken(tree_from_block(ctx.store.block(name), ctx.store.block_data(name)))
+    backend.create("fresh", seed=0)  # B is 0: what the attacker was when it said this
+    scored = backend.score(
+        [TokenSequence.of_sentence("fresh", a.prompt_ids, a.token_ids, min_tokens=1) for a in actions]
+    )
+    for action, row in zip(actions, scored, strict=True):
+        np.testing.assert_allclose(row, action.logps, atol=1e-4)
+        assert len(action.token_ids) >= 1
+        assert action.token_ids[0] not in backend.tokenizer.end_ids

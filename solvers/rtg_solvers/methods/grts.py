@@ -133,6 +133,10 @@ class GRTSConfig:
         if self.meta_solver:
             meta_solver(self.meta_solver)
         self._check_red_oracle()
+        if self.red_sampling.min_new_tokens or self.blue_sampling.min_new_tokens:
+            raise ConfigError(
+                "min_new_tokens must be 0 on both sides: records of dialogues do not say it, learners would err"
+            )
         if self.report_judge and self.report_judge == self.judge:
             raise ConfigError(
                 f"report_judge must differ from judge, both are {self.judge!r}; one judge for both hides reward hacking"

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import numpy as np
 
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from rtg_solvers.trainer import StepFigures, Trainer
 
 _LOG = logging.getLogger(__name__)
+_LEAST: Final = 1
+"""Tokens before an attack may end: the empty one is barred in sampler and scorer alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,7 +326,9 @@ class GFlowNetOracle:
             np.array([one.num_tokens for one in kept]),
             trainer.steps_done,
         )
-        sequences = [TokenSequence.of_sentence(task.version, one.prompt_ids, one.token_ids) for one in kept]
+        sequences = [
+            TokenSequence.of_sentence(task.version, one.prompt_ids, one.token_ids, min_tokens=_LEAST) for one in kept
+        ]
         groups = [attempt.group for attempt in attempts]
         return balance_step(trainer, sequences, log_reward, groups, self._settings.objective)
 
@@ -369,12 +373,13 @@ def _first_sentences(attempts: Sequence[Attempt]) -> list[Kept]:
 
 
 def _at(policy: BackendPolicy, temperature: float) -> BackendPolicy:
-    """The same policy, hotter or colder."""
-    return replace(policy, sampling=replace(policy.sampling, temperature=temperature))
+    """The same policy, hotter or colder, that says something."""
+    sampling = replace(policy.sampling, temperature=temperature, min_new_tokens=_LEAST)
+    return replace(policy, sampling=sampling)
 
 
 def _sequence(version: str, action: Action) -> TokenSequence:
-    return TokenSequence.of_sentence(version, action.prompt_ids, action.token_ids)
+    return TokenSequence.of_sentence(version, action.prompt_ids, action.token_ids, min_tokens=_LEAST)
 
 
 def _block(task: Task[DialogueContext], step: int) -> str:
