@@ -191,22 +191,25 @@ def test_population_methods_are_compared_at_a_tiny_size(
 ) -> None:
     methods = population.methods
     scope = methods.quick(["kuhn"])
+    plan = population.runs.Plan(iterations=1, dialogues_per_cell=16, dialogues_per_response=8, candidates=4)
+    scope = scope._replace(plan=plan)
     store = methods.Store(tmp_path / "runs.jsonl")
     records = methods.all_runs(scope, {"kuhn": {"psro_v2, nash": 7}}, store)["kuhn"]
     assert [record["methods"] == list(methods.METHODS) for record in records] == [True, True, False]  # at most 3 seeds
     for record in records[:2]:
         for name in methods.NAMES:
-            iteration, dialogues, truth = record["curves"][name][scope.plan.iterations]
-            assert (iteration, dialogues) == (2, 9 * 16)  # all methods have spent the same
+            iteration, dialogues, truth = record["curves"][name][1]
+            assert (iteration, dialogues) == (1, 4 * 16)  # all methods have spent the same
             assert -1e-9 <= record["combined"][name] <= truth + 1e-9  # deviations to known members only
             assert record["curves"][name][0][2] == pytest.approx(0.91667 / 4, abs=1e-5)  # Kuhn, uniform play
     monkeypatch.setattr(methods, "one", None)  # a second look runs nothing again
     assert methods.all_runs(scope, {"kuhn": {"uniform": 3}}, methods.Store(tmp_path / "runs.jsonl"))["kuhn"] == records
-    figures, bars = methods.judged("kuhn", records, {}, scope.plan)
+    figures, bars = methods.judged("kuhn", records, {}, plan)
     assert len(bars) == len(methods.METHODS) + len(methods.NO_CELLS)
+    assert figures["oracle_calls_training_counted"] == 2 * (1 + 4 * 16 // (2 * 8))
     assert figures["comparisons"]["uniform"]["difference"] == pytest.approx(
-        np.mean([record["curves"]["ours"][2][2] - record["curves"]["uniform"][2][2] for record in records]), abs=1e-5
+        np.mean([record["curves"]["ours"][1][2] - record["curves"]["uniform"][1][2] for record in records]), abs=1e-5
     )
     assert (figures["seeds"]["uniform"], figures["seeds"]["ours + nearest member"]) == (3, 2)
-    methods.draw({"kuhn": figures}, scope.plan.iterations, tmp_path / "curves.svg")
+    methods.draw({"kuhn": figures}, 1, tmp_path / "curves.svg")
     assert "true NashConv" in (tmp_path / "curves.svg").read_text("utf-8")
