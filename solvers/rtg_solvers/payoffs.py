@@ -94,12 +94,14 @@ class PayoffTensor:
     @property
     def count(self) -> np.ndarray:
         """[R, C] scored dialogues."""
-        return self._table(lambda estimate: estimate.count).astype(int)
+        return self.num_played - self.num_unscored
 
     @property
     def num_unscored(self) -> np.ndarray:
         """[R, C] dialogues without a verdict."""
-        return self._table(lambda estimate: estimate.num_unscored).astype(int)
+        # Counted, not read off estimates: adaptive sampling asks after every round, and intervals cost a millisecond each.
+        missing = [[np.isnan(self.samples[Cell(r, b)].utilities).sum() for b in self.blue] for r in self.red]
+        return np.array(missing, dtype=int)
 
     def mean_on(self, *, harmful: bool) -> np.ndarray:
         """[R, C] means over the dialogues of one kind of goal; NaN where there is none."""
