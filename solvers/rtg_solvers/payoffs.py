@@ -94,7 +94,7 @@ class PayoffTensor:
     @property
     def count(self) -> np.ndarray:
         """[R, C] scored dialogues."""
-        return self.num_played - self.num_unscored
+        return np.asarray(self.num_played - self.num_unscored)
 
     @property
     def num_unscored(self) -> np.ndarray:
