@@ -15,14 +15,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ground_truth_cost as cost
+import ground_truth_diversity as diversity
+import ground_truth_fakes as fakes
 import ground_truth_games as games
 import ground_truth_model as real
 import ground_truth_statistics as statistics
 from ground_truth_parts import Options, Section
 from timing import Bar, finish
 
+
+def section(run: Callable[[int], Section], rounds: int) -> Callable[[Options], Section]:
+    """A section with the rounds that its bars are stated for; one for a quick look."""
+    return lambda options: run(options.times(rounds, 1))
+
+
 SECTIONS: dict[str, Callable[[Options], Section]] = {
-    **games.SECTIONS,
+    "dialogues": section(games.dialogues, 5),  # games per size
+    "diversity": section(diversity.diversity, 10),  # seeds
+    "seas": section(games.seas, 1),
+    "fakes": section(fakes.fakes, 5),  # sixties of null runs
     **real.SECTIONS,
     "intervals": statistics.intervals,
     "sampling": statistics.sampling,
