@@ -202,7 +202,7 @@ def _mixture_json(run: FinishedRun, role: Role, parts: tuple[Part, ...]) -> dict
         "system_prompt": config.game.blue_system_prompt if role == "blue" else RED_SYSTEM,
         "prompting": f"rtg_agents.prompting.{role}_view",
         "prompt_version": run.settings.get("prompt_version"),
-        "sampling": {"temperature": sampling.temperature, "max_new_tokens": sampling.max_new_tokens},
+        "sampling": asdict(sampling),
         "game": to_mapping(config.game),
         "judge_id": run.settings["judge_id"],
         "run": run.path.name,

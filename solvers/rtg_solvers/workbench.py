@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from rtg_solvers.seeding import rng_for
 
 if TYPE_CHECKING:
     from rtg_agents.hf import TorchBackend
+
+_TOGETHER: Final = 128
+"""Dialogues of small payoff cells that are played in one batch: more would be lost by a kill, and no faster on a CPU."""
 
 MAX_UNSCORED_SHARE = 0.5
 """A unit in which the judge fails more often than this stops the run."""
@@ -101,7 +104,7 @@ class Workbench:
         return played
 
     def play_cells(self, wanted: Mapping[Cell, int]) -> dict[Cell, Samples]:
-        """Each cell's dialogues so far and those it lacks; a unit per cell and call, so that a kill costs one cell."""
+        """Each cell's dialogues so far and those it lacks, small cells together in one batch; a unit per cell and call."""
         # The same generator for every cell: one common order of goals and seeds.
         order = draw_pairings(
             self.game,
@@ -110,14 +113,35 @@ class Workbench:
             red=lambda _: "",
             blue=lambda _: "",
         )
+        units: list[_CellUnit] = []
         for cell, count in wanted.items():
             held = self._cells.get(cell)
             begin = held.utilities.size if held else 0
             if pairings := [replace(pair, red=cell.red, blue=cell.blue) for pair in order[begin:count]]:
                 name = f"cell/{cell.red}/{cell.blue}" + (f"/from-{begin}" if begin else "")
-                new = samples_of(self.play_unit(name, pairings))
-                self._cells[cell] = held.followed_by(new) if held else new
+                units.append(_CellUnit(cell, name, pairings))
+        for batch in _batches(units):
+            self._play_together(batch)
+            for unit in batch:
+                held, new = self._cells.get(unit.cell), samples_of(self.run.store.block(unit.name))
+                self._cells[unit.cell] = held.followed_by(new) if held else new
         return {cell: self._cells[cell] for cell in wanted}
+
+    def _play_together(self, units: Sequence[_CellUnit]) -> None:
+        """Have these units in the store.
+
+        If a kill left some of them out, all are played once more: what is said does not depend on the batch but for the last
+        digits of floats, and these are to be the same, too.
+        """
+        if not all(self.run.store.has_block(unit.name) for unit in units):
+            policies = {**self.population.policies, **self.outsiders}
+            played = iter(play(self.game, policies, [pairing for unit in units for pairing in unit.pairings]))
+            for unit in units:
+                own = [next(played) for _ in unit.pairings]
+                check_scored(unit.name, own)
+                if not self.run.store.has_block(unit.name):
+                    self.run.store.put_block(unit.name, own)
+        self.meter.add(sum(len(unit.pairings) for unit in units))
 
     def context(self) -> DialogueContext:
         """The run, as the loop and its oracles see it."""
@@ -134,6 +158,26 @@ class Workbench:
             workdir=self.run.work,
             meter=self.meter,
         )
+
+
+class _CellUnit(NamedTuple):
+    """Dialogues that a payoff cell lacks."""
+
+    cell: Cell
+    name: str
+    pairings: list[Pairing]
+
+
+def _batches(units: Sequence[_CellUnit]) -> Iterator[list[_CellUnit]]:
+    """Units in order, as many in a batch as have no more dialogues than are worth playing together."""
+    batch: list[_CellUnit] = []
+    for unit in units:
+        if batch and sum(len(one.pairings) for one in [*batch, unit]) > _TOGETHER:
+            yield batch
+            batch = []
+        batch.append(unit)
+    if batch:
+        yield batch
 
 
 def check_scored(name: str, played: Sequence[Played]) -> None:

@@ -136,7 +136,11 @@ def test_mixture_json_says_all_that_is_needed_to_play_it(exported, made: Path) -
         ("blue_01@v1", 0.5, "adapter", "members/blue_01"),
     ]
     assert data["base_model"] == {"id": config["config"]["model"], "fingerprint": json.loads(identity)["model"]}
-    assert data["sampling"] == {"temperature": 1.0, "max_new_tokens": 8} == config["config"]["blue_sampling"]
+    assert (
+        data["sampling"]
+        == {"temperature": 1.0, "max_new_tokens": 8, "min_new_tokens": 0}
+        == config["config"]["blue_sampling"]
+    )
     assert (data["value"], data["expected"]) == (result.value, result.expected)
     assert data["system_prompt"] == ""
     assert data["game"]["num_exchanges"] == 1

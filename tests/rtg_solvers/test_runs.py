@@ -22,6 +22,7 @@ from rtg_env.errors import ConfigError, JudgeError, RunError
 from rtg_env.goals import GoalSet, load, to_jsonl
 from rtg_env.rules import GameConfig
 from rtg_env.transcripts import TranscriptStore
+from rtg_solvers import workbench
 from rtg_solvers.imitation import ImitationSettings, as_said, best_of_each_goal
 from rtg_solvers.meta_solvers import alpha_rank, latest, logit, nash, uniform
 from rtg_solvers.methods.grts import GRTSConfig, cost, method
@@ -473,3 +474,24 @@ def test_a_start_by_imitation_survives_a_kill(tiny_folder: Path, tmp_path: Path)
             run_here(tiny_folder, tmp_path / "cut", rl=imitating(steps=2))
     cut = run_here(tiny_folder, tmp_path / "cut", rl=imitating(steps=2))
     assert replace(cut.result, wall_s=0.0) == replace(whole.result, wall_s=0.0)
+
+
+def test_small_cells_are_played_in_one_batch_and_kept_apart(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    sizes: list[int] = []
+    original = workbench.play
+
+    def counted(game, policies, pairings):
+        sizes.append(len(pairings))
+        return original(game, policies, pairings)
+
+    monkeypatch.setattr(workbench, "play", counted)
+    outcome = run_here(tiny_folder, tmp_path)
+    # Three cells of 8 before the iteration, five after it; then the gaps.
+    assert sizes[:2] == [24, 40]
+    with TranscriptStore(outcome.path / "run.db", load(outcome.path / "goals.jsonl")) as store:
+        cells = [name for name in store.block_names() if name.startswith("cell/")]
+        assert len(cells) == 8
+        for name in cells:
+            _, red, blue = name.split("/")
+            assert {(item.red, item.blue) for item in store.block(name)} == {(red, blue)}
+            assert len(store.block(name)) == 8
