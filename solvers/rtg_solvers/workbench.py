@@ -135,7 +135,10 @@ class Workbench:
         """
         if not all(self.run.store.has_block(unit.name) for unit in units):
             policies = {**self.population.policies, **self.outsiders}
-            played = iter(play(self.game, policies, [pairing for unit in units for pairing in unit.pairings]))
+            try:
+                played = iter(play(self.game, policies, [pairing for unit in units for pairing in unit.pairings]))
+            except JudgeError as error:
+                raise JudgeError(f"{', '.join(unit.name for unit in units)}: {error}") from error
             for unit in units:
                 own = [next(played) for _ in unit.pairings]
                 check_scored(unit.name, own)
@@ -186,11 +189,13 @@ def check_scored(name: str, played: Sequence[Played]) -> None:
     Raises:
         JudgeError: With the name of the unit.
     """
+    failed = [verdict for item in played for verdict in item.transcript.verdicts if not verdict.valid]
     unscored = sum(item.transcript.unscored for item in played)
     if unscored > MAX_UNSCORED_SHARE * len(played):
         raise JudgeError(
-            f"expected verdicts on at least {1 - MAX_UNSCORED_SHARE:.0%} of the dialogues of {name}, "
-            f"the judge failed on {unscored} of {len(played)}; mend the judge and run the same command again"
+            f"{name}: expected verdicts on at least {1 - MAX_UNSCORED_SHARE:.0%} of the dialogues, judge "
+            f"{failed[0].judge_id} failed in {unscored} of {len(played)} ({failed[0].raw.get('error', '')}); "
+            "mend the judge and run the same command again"
         )
 
 
