@@ -1,7 +1,7 @@
 """Population methods on games whose truth is known, with noisy payoffs and handicapped oracles: true NashConv by dialogues.
 
     python benchmarks/population_methods.py --check --out benchmarks/results/population_methods.json \
-        --figure benchmarks/results/population_methods.svg      # up to 40 minutes on one CPU core
+        --figure benchmarks/results/population_methods.svg
     python benchmarks/population_methods.py --quick             # seconds; says little
 
 Games are in `population_games.py`, the oracle and our loop in `population_runs.py`, OpenSpiel's psro_v2 in

@@ -43,7 +43,7 @@ MIXTURE: Final = "mixture"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationSettings:
-    """How much is measured. The defaults take about an hour for a quick run on two CPU cores."""
+    """How much is measured; `rtg evaluate --dry-run` counts it."""
 
     attacks: int = 64
     """Sentences per attacker, on held-out harmful goals in turn; at least 2."""

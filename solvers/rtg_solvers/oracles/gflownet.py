@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -28,7 +27,7 @@ from rtg_env.judges.base import Encoder
 from rtg_env.types import Action
 from rtg_solvers.attack_rewards import AttackRewardSettings
 from rtg_solvers.diversity import unit
-from rtg_solvers.loop import DialogueContext, Task
+from rtg_solvers.loop import DialogueContext, Task, workdir_of
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.replay import Kept, ReplayBuffer, ReplaySettings
 from rtg_solvers.rollout import Pairing, draw_pairings
@@ -164,7 +163,7 @@ class GFlowNetOracle:
             buffer.add(_first_sentences(self._attempts(task, step)))
         while trainer.steps_done < self._settings.steps:
             self._step(task, trainer, buffer)
-            trainer.save(_workdir(task) / "checkpoint")
+            trainer.save(workdir_of(task) / "checkpoint")
         settings = self._settings
         return Member(
             version=task.version,
@@ -195,7 +194,7 @@ class GFlowNetOracle:
         trainer = Trainer(
             self._backend, [task.version], self._settings.optimizer, values=self._settings.objective == "tb"
         )
-        if trainer.resume(_workdir(task) / "checkpoint"):
+        if trainer.resume(workdir_of(task) / "checkpoint"):
             _LOG.info("%s goes on after step %d", task.version, trainer.steps_done)
             task.context.meter.add(trainer.steps_done * step_units(self._settings))
         return trainer
@@ -384,7 +383,3 @@ def _sequence(version: str, action: Action) -> TokenSequence:
 
 def _block(task: Task[DialogueContext], step: int) -> str:
     return f"train/{task.version}/{step:04d}"
-
-
-def _workdir(task: Task[DialogueContext]) -> Path:
-    return task.context.workdir / task.version.split("@", maxsplit=1)[0]
