@@ -43,6 +43,9 @@ class Run(NamedTuple):
     hours: float
     """Of the machine, if the record says so."""
 
+    steps: list[dict[str, Any]]
+    """Figures of its training steps."""
+
 
 def main() -> None:
     """Read records, write a figure and tables."""
@@ -71,6 +74,7 @@ def read(path: Path) -> Run:
         found=from_json(record["result"]),
         figures=from_record(Evaluation, record["evaluation"]["figures"]),
         hours=float(record.get("hours", float("nan"))),
+        steps=record["steps"],
     )
 
 

@@ -44,14 +44,13 @@ from rtg_solvers.empirical import Mixture
 from rtg_solvers.loop import DialogueContext, Oracle, Task
 from rtg_solvers.measures import Estimate, mean_estimate
 from rtg_solvers.optimizer import OptimizerSettings
-from rtg_solvers.oracles.gflownet import Attempt, BehaviourSettings, GFlowNetOracle, GFlowNetSettings
+from rtg_solvers.oracles.gflownet import BehaviourSettings, GFlowNetOracle, GFlowNetSettings
 from rtg_solvers.seeding import draw_seed, rng_for
 
 BLUE: Final = "blue_00@v1"
 UNTRAINED: Final = "untrained"
 BALANCED: Final = ("vargrad", "tb", "pairwise")
 REINFORCE: Final = ("parity", "leave-one-out", "soft")
-BY_GOAL: Final = "vargrad, by goal"
 FIGURES: Final = ("success_rate", "modes", "likely_modes", "effective_modes", "last_modes", "seen_modes")
 
 
@@ -115,25 +114,8 @@ def ours(objective: Any, backend: TorchBackend, plan: Plan, steps: int) -> Oracl
     return GFlowNetOracle(backend, settings_of(objective, plan, steps), HashingEncoder(256))
 
 
-class ByGoal(GFlowNetOracle):
-    """Compares all attacks of a step on one goal, fresh and replayed, instead of each group apart.
-
-    Groups of successes alone, or of failures alone, say nothing about the odds of success: whatever scales all of
-    them alike leaves the loss as it is. Not in the library; here to show what that costs.
-    """
-
-    def _update(self, task: Any, trainer: Any, attempts: Sequence[Attempt]) -> Any:
-        return super()._update(task, trainer, [attempt._replace(group=0) for attempt in attempts])  # one goal, one turn
-
-
-def by_goal(backend: TorchBackend, plan: Plan, steps: int) -> Oracle[DialogueContext]:
-    """VarGrad with one normaliser per goal and step."""
-    return ByGoal(backend, settings_of("vargrad", plan, steps), HashingEncoder(256))
-
-
 METHODS: Final[Mapping[str, Factory]] = {
     **{name: partial(ours, name) for name in BALANCED},
-    BY_GOAL: by_goal,
     **{name: partial(ours, name) for name in REINFORCE},
 }
 
@@ -258,7 +240,7 @@ def bars_of(found: Mapping[str, Sequence[Mapping[str, Any]]], plan: Plan) -> lis
         least, most = (pick(record["queries"] for record in records) for pick in (min, max))
         bars.append(Bar(f"{name}: queries, most", most, plan.queries, at_least=False))
         bars.append(Bar(f"{name}: queries, least", least, plan.queries - plan.per_step))
-    for name in (*BALANCED, BY_GOAL):
+    for name in BALANCED:
         if name in found and "leave-one-out" in found:
             more = [a["modes"] - b["modes"] for a, b in zip(found[name], found["leave-one-out"], strict=True)]
             low = _over_seeds(more, (-float(len(TRIGGERS)), float(len(TRIGGERS)))).low

@@ -228,6 +228,11 @@ class Action:
         if not all(map(math.isfinite, (*self.logps, self.temperature))):
             raise InvalidActionError("expected finite log-probabilities and temperature, got NaN or infinity")
 
+    @property
+    def num_spoken(self) -> int:
+        """Sampled ids, the end of the turn left out; 0 without a token record."""
+        return len(self.token_ids) - (self.finish_reason == "stop") if self.token_ids else 0
+
 
 class Case(NamedTuple):
     """What a judge is shown: one exchange, in its dialogue, against its goal."""

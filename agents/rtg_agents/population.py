@@ -15,16 +15,40 @@ from typing import Final, Literal, Protocol, cast
 
 from rtg_agents.archive import ArchivePolicy, Elite
 from rtg_agents.in_context import Example, InContextPolicy
-from rtg_agents.policy import BASE, Backend, BackendPolicy, Policy, Sampling
+from rtg_agents.policy import BASE, Backend, BackendPolicy, Policy, Prompting, Sampling
 from rtg_agents.prompting import blue_view, red_view
 from rtg_agents.scripted import PlannedPolicy, TemplatePolicy, plain_attacker
+from rtg_agents.seed_prompt import one_shot_view, seed_view
 from rtg_agents.tactics import TacticPolicy
 from rtg_env.errors import ConfigError, PolicyError, RunError
 from rtg_env.files import write_text
 from rtg_env.judges.base import Encoder, Judge
 from rtg_env.types import Role
 
-MemberKind = Literal["base", "plain", "templates", "script", "adapter", "tactics", "in-context", "archive"]
+MemberKind = Literal[
+    "base",
+    "plain",
+    "templates",
+    "script",
+    "adapter",
+    "tactics",
+    "in-context",
+    "archive",
+    "seeded",
+    "seeded-base",
+    "one-shot",
+    "one-shot-base",
+]
+"""What speaks. The last four are red adapters and the base model that write a prompt after a few others, or after one
+(`rtg_agents.seed_prompt`)."""
+
+_ADAPTERS: Final = ("adapter", "seeded", "one-shot")
+_SEEDED: Final[Mapping[str, Prompting]] = {
+    "seeded": seed_view,
+    "seeded-base": seed_view,
+    "one-shot": one_shot_view,
+    "one-shot-base": one_shot_view,
+}
 _LINEAGE = "lineage.json"
 _COLD: Final = 0.1
 """Temperature of in-context members (arXiv:2405.18540)."""
@@ -88,11 +112,20 @@ class Member:
             )
         if (self.kind == "script") != bool(self.script) or not all(isinstance(line, str) for line in self.script):
             raise ConfigError(f"expected lines for a script member alone, got {len(self.script)} for a {self.kind} one")
+        if self.kind in _SEEDED and self.role != "red":
+            raise ConfigError(
+                f"expected members that read seeds on red's side alone, got {self.version} of {self.role}"
+            )
 
     @property
     def folder_name(self) -> str:
         """Name of its folder."""
         return self.version.split("@")[0]
+
+    @property
+    def holds_adapter(self) -> bool:
+        """Whether it is an adapter, whatever it reads: its folder then holds one."""
+        return self.kind in _ADAPTERS
 
 
 class Population:
@@ -195,7 +228,7 @@ class Population:
         member = read_member(folder)
         if member is None:
             return None
-        if member.kind == "adapter" and version not in self.backend.versions:
+        if member.holds_adapter and version not in self.backend.versions:
             self.backend.load_adapter(version, folder)
         self._register(member, self._sensed(member, folder) if member.kind == "tactics" else None)
         return member
@@ -214,20 +247,15 @@ class Population:
         self._policies[member.version] = policy or self._policy(member)
 
     def _policy(self, member: Member) -> Policy:
-        if member.kind == "plain":
-            return plain_attacker(member.version)
-        if member.kind == "templates":
-            return TemplatePolicy(name=member.version)
-        if member.kind == "script":
-            return PlannedPolicy(name=member.version, templates=member.script)
-        if member.kind == "archive":
-            return ArchivePolicy(name=member.version, elites=member.elites)
+        if (scripted := without_model(member)) is not None:
+            return scripted
         if member.kind == "in-context":
-            return self._in_context(member)
-        return self.model_policy(member.version, member.role, BASE if member.kind == "base" else member.version)
+            return self.in_context_policy(member)
+        spoken = self.model_policy(member.version, member.role, member.version if member.holds_adapter else BASE)
+        return replace(spoken, prompting=_SEEDED[member.kind]) if member.kind in _SEEDED else spoken
 
-    def _in_context(self, member: Member) -> InContextPolicy:
-        """Drawn cold, as published: what varies is which examples are shown."""
+    def in_context_policy(self, member: Member) -> InContextPolicy:
+        """An in-context member on this population's model. Drawn cold, as published: what varies is which examples are shown."""
         return InContextPolicy(
             name=member.version,
             backend=self.backend,
@@ -242,13 +270,26 @@ class Population:
         record = {name: getattr(member, name) for name in ("version", "role", "kind", "label", "lineage")}
         said = {name: value for name in ("script", "examples", "elites") if (value := getattr(member, name))}
         text = json.dumps({**record, **said}, indent=1)
-        if member.kind == "adapter":
+        if member.holds_adapter:
             self.backend.save_adapter(member.version, folder, extra={_LINEAGE: text})
             return
         folder.mkdir(parents=True, exist_ok=True)
         if policy is not None:
             policy.save(folder)
         write_text(folder / _LINEAGE, text)
+
+
+def without_model(member: Member) -> Policy | None:
+    """The policy of a member that is text alone; None if it needs a model or a network."""
+    if member.kind == "plain":
+        return plain_attacker(member.version)
+    if member.kind == "templates":
+        return TemplatePolicy(name=member.version)
+    if member.kind == "script":
+        return PlannedPolicy(name=member.version, templates=member.script)
+    if member.kind == "archive":
+        return ArchivePolicy(name=member.version, elites=member.elites)
+    return None
 
 
 def read_member(folder: Path) -> Member | None:
@@ -266,6 +307,16 @@ def read_member(folder: Path) -> Member | None:
         raise RunError(
             f"expected a lineage file in {path}, it is damaged ({error}); remove the folder and run again"
         ) from None
+
+
+def untrained_seeded_members(kind: MemberKind = "seeded-base") -> tuple[Member, ...]:
+    """What populations start with where red's goals are seeds: the base model on both sides, red's reading seeds.
+
+    Args:
+        kind: `seeded-base` or `one-shot-base`.
+    """
+    red, _, _, blue = untrained_members()
+    return replace(red, kind=kind), blue
 
 
 def untrained_members(role: Role | None = None) -> tuple[Member, ...]:

@@ -6,7 +6,7 @@ member's payoff cells in `cell/RED/BLUE`; in both, an attack is one sentence of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,11 +65,12 @@ def attacks_found(store: TranscriptStore, config: GameConfig, version: str, targ
     return found
 
 
-def different(attacks: Sequence[FoundAttack]) -> list[FoundAttack]:
-    """The first of those that say the same to the same goal after the same history."""
+def different(attacks: Iterable[FoundAttack]) -> list[FoundAttack]:
+    """Those that say the same to the same goal after the same history as one, with all their replies' harm."""
     kept: dict[tuple[Any, ...], FoundAttack] = {}
     for attack in attacks:
-        kept.setdefault(_key(attack), attack)
+        known = kept.get(_key(attack))
+        kept[_key(attack)] = known._replace(harms=known.harms + attack.harms) if known else attack
     return list(kept.values())
 
 
@@ -92,17 +93,15 @@ def _of_tree(config: GameConfig, played: Sequence[Played], data: Mapping[str, An
 
 def _of_dialogues(config: GameConfig, played: Sequence[Played]) -> list[FoundAttack]:
     """Every exchange on a harmful goal; those that say the same after the same history are one attack with K replies."""
-    found: dict[tuple[Any, ...], FoundAttack] = {}
+    found: list[FoundAttack] = []
     for item in played:
         transcript = item.transcript
         if not transcript.goal.harmful or transcript.unscored:
             continue
         red, blue = (sentences_of(config, transcript, role) for role in ("red", "blue"))
         for attack, reply, verdict in zip(red, blue, transcript.verdicts, strict=False):  # a side may run out of tokens
-            one = FoundAttack(transcript.goal.id, attack, reply, (verdict.harm,), None)
-            known = found.get(_key(one))
-            found[_key(one)] = known._replace(harms=known.harms + one.harms) if known else one
-    return list(found.values())
+            found.append(FoundAttack(transcript.goal.id, attack, reply, (verdict.harm,), None))
+    return different(found)
 
 
 def _key(attack: FoundAttack) -> tuple[Any, ...]:

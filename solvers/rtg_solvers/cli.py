@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from rtg_env.errors import RTGError
+from rtg_env.goals import GoalSet
 from rtg_env.text import for_terminal
 from rtg_solvers import configs
 from rtg_solvers.main import missing_package
@@ -42,8 +43,15 @@ _OUT = Console(soft_wrap=False, emoji=False)
 _INTERRUPTED = 130
 _MODEL_HELP = "Base model of both sides: smollm2-135m (fetched through pip), a local folder, or a hub id owner/name."
 _METHOD_HELP = (
-    "Both sides learn: grts (default), self-play, alternating, fictitious-play, active-attacks. Red alone learns: gflownet, reinforce, "
-    "ppo-novelty, map-elites, sft, icl. Several attackers against targets tuned on each: cross-attack."
+    "Two populations: grts (default: prepare for a mixture of all members), self-play (for the newest), alternating (for the "
+    "newest, in turn), fictitious-play (for all alike). One attacker against a fixed target: gflownet (in proportion to reward, "
+    "then maximum likelihood on its finds), reinforce (policy gradients on that reward), soft-reinforce (the same with an "
+    "entropy term: the GFlowNet's control), ppo-novelty (PPO paid for harm and "
+    "novelty), map-elites (an archive over topic and style, improved by mutation), sft (says the goals, plainly and in "
+    "templates), icl (the base model with examples in its prompt). Attackers and tuned targets: active-attacks (in turn a "
+    "GFlowNet against the newest target, and the target tuned on its attacks), cross-attack (several attackers, a target "
+    "tuned on each one's attacks, every pair played). Both sides from the same attacked dialogues: seas (each by preference, "
+    "from seeds), mart (each imitates what was selected)."
 )
 _GOALS_HELP = "builtin, or a .jsonl/.csv goal file (docs/goals.md)."
 _JUDGE_HELP = "offline-a, offline-b, or module:attribute of your own judge."
@@ -77,7 +85,8 @@ def solve(  # noqa: PLR0913, PLR0917 - a command line
     judge: Annotated[str | None, typer.Option(help=_JUDGE_HELP)] = None,
     red_oracle: Annotated[str | None, typer.Option(help=_ORACLE_HELP)] = None,
     config: Annotated[
-        Path | None, typer.Option(help="A .toml or .json file with any setting of the method (docs/solve.md).")
+        Path | None,
+        typer.Option(help="A .toml or .json file with any setting of the method (docs/solve.md, docs/attackers.md)."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The only seed of the run.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: derived from its settings.")] = None,
@@ -95,26 +104,24 @@ def solve(  # noqa: PLR0913, PLR0917 - a command line
     target (the attackers, docs/attackers.md). --red-oracle says how red's are found in the first four. The same command
     goes on after an interruption; a finished run is reported, not repeated.
     """
-    from rtg_env import goals as goals_module
-
     given = {"method": method, "model": model, "goals": goals, "judge": judge, "red_oracle": red_oracle, "seed": seed}
     settings = registry.settings_from(config, given)
     from rtg_solvers import report as report_module
     from rtg_solvers.session import check_goals, resolve_judge, run_method
 
     if dry_run:
-        goal_set = goals_module.load(settings.goals)
+        goal_set = registry.goals(settings)
         check_goals(settings, goal_set)
         if settings.judge != "offline-b":  # that one would have to fetch its encoder
             resolve_judge(settings.judge)
-        _show_cost(settings, len(goal_set.split("heldout").harmful))
+        _show_cost(settings, goal_set)
         return
     with RichProgress(_OUT) as progress:
         outcome = run_method(settings, runs=runs, name=name, progress=progress, offline=offline, cache_dir=cache_dir)
     if outcome.was_finished:
         _OUT.print("This run is finished; reporting it. Use another --seed or --name for a new one.", highlight=False)
     page = report_module.write_report(outcome.path)
-    _show_result(outcome.result)
+    _show_result(outcome.result, settings)
     _OUT.print(
         f"Report: {escape(str(page))}   (run directory: {escape(str(outcome.path))})", highlight=False, soft_wrap=True
     )
@@ -122,8 +129,10 @@ def solve(  # noqa: PLR0913, PLR0917 - a command line
 
 @app.command()
 def play(  # noqa: PLR0913 - a command line
-    red: Annotated[str, typer.Option(help="me, plain, templates, model, or an adapter folder.")] = "plain",
-    blue: Annotated[str, typer.Option(help="me, model, or an adapter folder.")] = "model",
+    red: Annotated[
+        str, typer.Option(help="me, plain, templates, model, or the folder of an adapter or member.")
+    ] = "plain",
+    blue: Annotated[str, typer.Option(help="me, model, or the folder of an adapter or member.")] = "model",
     model: Annotated[str, typer.Option(help=_MODEL_HELP)] = "smollm2-135m",
     goals: Annotated[str, typer.Option(help=_GOALS_HELP)] = "builtin",
     goal: Annotated[str | None, typer.Option(help="Id of one goal; default: chance draws.")] = None,
@@ -136,7 +145,8 @@ def play(  # noqa: PLR0913 - a command line
 ) -> None:
     """Watch two policies talk, or take a seat yourself (--red me or --blue me).
 
-    An adapter folder is a member of a run, such as runs/NAME/population/blue_01. Dialogues are longer here than in the
+    A member of a run is a folder such as runs/NAME/population/blue_01: an adapter, an archive of attacks, a model with
+    examples in its prompt. Dialogues are longer here than in the
     quick preset (3 exchanges, longer sentences). On a benign goal nature speaks and red only watches; with --red me
     chance draws harmful goals only.
     """
@@ -261,26 +271,39 @@ def evaluate(
 
     Held-out attackers (templates, best of n, an escalation) and the run's own meet the base model, the newest blue and
     blue's mixture on goals nobody trained on; fluency and variety of the attacks; refusals and help on ordinary requests;
-    how far each solution was from an equilibrium. The same command goes on after an interruption. The figures also go into
+    how far each solution was from an equilibrium. A run of seas or mart has all its attackers meet all its targets on held-out
+    seeds instead (docs/seas.md). The same command goes on after an interruption. The figures also go into
     the report.
     """
     from rtg_solvers import report as report_module
+    from rtg_solvers.evaluation import run as run_module
+    from rtg_solvers.evaluation import seas_run
     from rtg_solvers.evaluation.protocol import EvaluationSettings
-    from rtg_solvers.evaluation.run import evaluate_run, num_units
+    from rtg_solvers.evaluation.seas_tables import seas_tables
     from rtg_solvers.evaluation.tables import evaluation_tables
     from rtg_solvers.finished import read_finished
 
     given = {"fresh_steps": fresh_steps, "attacks": attacks, "seed": seed}
     settings = _settings(EvaluationSettings, config, given)
     path = run_dir.resolve()
+    finished = read_finished(path)
     if dry_run:
-        finished = read_finished(path)
-        units = num_units(settings, finished.config, finished.result)
+        units = (
+            seas_run.num_units(settings, finished.config)
+            if registry.on_seeds(finished.config)
+            else run_module.num_units(settings, finished.config, finished.result)
+        )
         _print_block(f"about {units:.0f} dialogues' worth of work\nNothing was run.")
         return
     with RichProgress(_OUT) as progress:
-        evaluated = evaluate_run(path, settings, progress=progress, offline=offline, cache_dir=cache_dir)
-    for table in evaluation_tables(evaluated.figures):
+        if registry.on_seeds(finished.config):
+            means = run_module.Means(progress=progress, offline=offline, cache_dir=cache_dir)
+            tables = seas_tables(seas_run.evaluate_seas_run(path, settings, means).figures)
+        else:
+            tables = evaluation_tables(
+                run_module.evaluate_run(path, settings, progress=progress, offline=offline, cache_dir=cache_dir).figures
+            )
+    for table in tables:
         _OUT.print(text_table(table))
     page = report_module.write_report(path)
     _OUT.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
@@ -337,12 +360,13 @@ def report(
 ) -> None:
     """Write the report of a run again: one HTML file that opens offline."""
     from rtg_solvers import report as report_module
+    from rtg_solvers.run import read_settings
     from rtg_solvers.session import read_result
 
     found = read_result(run_dir.resolve())
     page = report_module.write_report(run_dir.resolve(), redact=redact)
     if found is not None:
-        _show_result(found)
+        _show_result(found, registry.read_config(read_settings(run_dir.resolve())["config"], "config.json"))
     else:
         _OUT.print(
             "This run is not finished; the report shows what there is. Repeat its `rtg solve` command to go on.",
@@ -476,9 +500,11 @@ def _settings(cls: type[T], file: Path | None, options: dict[str, Any]) -> T:
     return replace(settings, **{key: value for key, value in options.items() if value is not None})  # type: ignore[type-var]  # a dataclass
 
 
-def _show_cost(settings: registry.AnyConfig, num_heldout: int) -> None:
-    cost = registry.cost(settings, num_heldout)
+def _show_cost(settings: registry.AnyConfig, goals: GoalSet) -> None:
+    cost = registry.cost(settings, goals)
+    stages = [f"iteration {line}\n" for line in registry.plan(settings)]
     _print_block(
+        f"{''.join(stages)}"
         f"payoff cells       {cost.cells}\n"
         f"dialogues          {cost.dialogues} of {settings.game.num_exchanges} exchange(s)\n"
         f"training steps     {cost.training_steps} {cost.steps_text}\n"
@@ -489,8 +515,8 @@ def _show_cost(settings: registry.AnyConfig, num_heldout: int) -> None:
     )
 
 
-def _show_result(found: Any) -> None:
-    for table in result_tables(found):
+def _show_result(found: Any, config: registry.AnyConfig) -> None:
+    for table in result_tables(found, registry.stages(config)):
         _OUT.print(table)
     for line in found.warnings:
         _OUT.print(f"Warning: {escape(line)}", style="yellow", highlight=False)

@@ -90,7 +90,7 @@ def _value(hint: Any, value: Any, where: str, default: Any) -> Any:
     if typing.get_origin(hint) is typing.Literal:
         return _choice(typing.get_args(hint), value, where)
     if typing.get_origin(hint) is tuple:
-        return _texts(value, where)
+        return _numbers(value, where) if float in typing.get_args(hint) else _texts(value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is not bool and isinstance(value, bool))):
@@ -108,3 +108,11 @@ def _texts(value: Any, where: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ConfigError(f"{where}: expected a list of texts, got {value!r}")
     return tuple(value)
+
+
+def _numbers(value: Any, where: str) -> tuple[float, ...]:
+    if not isinstance(value, list | tuple) or any(
+        isinstance(item, bool) or not isinstance(item, int | float) for item in value
+    ):
+        raise ConfigError(f"{where}: expected a list of numbers, got {value!r}")
+    return tuple(float(item) for item in value)

@@ -48,6 +48,11 @@ class Mixture:
         names, weights = (self.red_names, self.red) if role == "red" else (self.blue_names, self.blue)
         return names[int(rng.choice(len(names), p=weights))]
 
+    def named(self, role: Role) -> dict[str, float]:
+        """Weights of a side by version, rounded for records."""
+        names, weights = (self.red_names, self.red) if role == "red" else (self.blue_names, self.blue)
+        return {name: round(float(weight), 6) for name, weight in zip(names, weights, strict=True)}
+
 
 class MetaSolver(Protocol):
     """Says whom to prepare for."""

@@ -23,6 +23,7 @@ from rtg_solvers import distil_cost
 from rtg_solvers.configs import to_mapping
 from rtg_solvers.distil import MODEL_KINDS, STUDENT, Distillation, DistilSettings, learn, to_json
 from rtg_solvers.finished import ADAPTER_FILES, FinishedRun
+from rtg_solvers.methods import registry
 from rtg_solvers.rollout import Game
 from rtg_solvers.run import RunDirectory
 from rtg_solvers.session import resolve_judge
@@ -169,7 +170,9 @@ def _model_and_judge(run: FinishedRun, means: Means) -> tuple[TorchBackend, Judg
             f"expected a run with prompts of version {PROMPT_VERSION}, got {prompts}; export it with the release that made "
             "it, or without distilling (--no-distil)"
         )
-    judge = resolve_judge(config.judge, offline=means.offline, cache_dir=means.cache_dir, progress=means.progress)
+    judge = registry.referee(
+        config, resolve_judge(config.judge, offline=means.offline, cache_dir=means.cache_dir, progress=means.progress)
+    )
     _check_same("judge", str(run.settings["judge_id"]), judge.judge_id)
     folder = resolve_model(config.model, offline=means.offline, cache_dir=means.cache_dir, progress=means.progress)
     means.progress.message(f"Loading {config.model} ..")

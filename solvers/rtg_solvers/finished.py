@@ -33,6 +33,15 @@ LINEAGE_FILE: Final = "lineage.json"
 EXPORTED_KINDS: Final = ("base", "adapter", "plain", "templates", "script")
 """Kinds of members that can be taken out of a run."""
 
+_OTHERS: Final = {
+    "tactics": "a network over tactics, which reads with its run's encoder and judge",
+    "in-context": "the base model with examples in its prompt, so that it has no weights to take home: talk to it with `rtg play "
+    "--red FOLDER`, say its attacks to other targets with `rtg transfer RUN`, take its dialogues with `rtg export RUN`",
+    "archive": "a list of sentences, so that it has no weights to take home: read them in its lineage.json, play them with `rtg "
+    "play --red FOLDER`, say them to other targets with `rtg transfer RUN`",
+}
+"""What the other kinds are, and what can be done with them instead."""
+
 _VERSION: Final = re.compile(r"(red|blue)_[0-9]{2,6}@v[0-9]{1,6}")
 
 
@@ -138,7 +147,7 @@ def _member(run: Path, role: Role, version: str) -> Member:
     member = read_member(folder)
     if member is None or (member.version, member.role) != (version, role):
         raise RunError(f"expected {version} in {folder}, it is not there; restore the run's population folder")
-    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()] if member.kind == "adapter" else []
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()] if member.holds_adapter else []
     if missing:
         raise RunError(
             f"expected a whole member in {folder}, {missing[0]} is missing; restore the run's population folder"
@@ -155,8 +164,8 @@ def check_exportable(run: FinishedRun, role: Role) -> None:
     for version in run.mixture_of(role):
         if (kind := run.members[version].kind) not in EXPORTED_KINDS:
             raise RunError(
-                f"expected members of the kinds {', '.join(EXPORTED_KINDS)} to export, {version} is of kind {kind!r}; "
-                "its folder in the run's population holds all there is of it"
+                f"expected members of the kinds {', '.join(EXPORTED_KINDS)} to export, {version} is {_OTHERS[kind]}; "
+                f"{run.home(version)} holds all there is of it"
             )
 
 

@@ -1,7 +1,9 @@
 """How far a mixture is from an equilibrium, and how much a side has learned: on fresh dialogues, with intervals.
 
 `oracle_gap` is what the newest best responses gain over the mixtures they were trained against; a lower bound on
-NashConv. `independent_gap` lets policies from outside try, whoever made them: the best of them is chosen on one half of
+NashConv. Where one side learned alone, in stages (`methods.attackers`), the mixture is one pair: the member that training
+began at and the opponent that it met; the gain is the learner's, and the side that did not learn gains 0.
+`independent_gap` lets policies from outside try, whoever made them: the best of them is chosen on one half of
 the dialogues and its gain is estimated on the other; a lower bound too, and the honest one, because nothing that learned
 with the populations has a say. `restricted_gap` is what the best member inside the populations gains over the reported
 mixture: the deviation is chosen on the payoff tensor and its gain is estimated on dialogues that the tensor has not seen
@@ -13,7 +15,7 @@ Gains are paired: a deviation plays the same goals, opponents and seeds as the m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -30,6 +32,8 @@ from rtg_solvers.rollout import Game, Pairing, draw_pairings, utilities
 from rtg_solvers.seeding import rng_for
 
 _ROLES: Final[tuple[Role, ...]] = ("red", "blue")
+_SURE: Final = 1e-9
+"""A member whose weight is this near to 1 is played with certainty."""
 
 PlayUnit = Callable[[str, Sequence[Pairing]], list[Played]]
 """Plays a named unit of dialogues, or reads it back."""
@@ -224,6 +228,27 @@ def paired_gain(game: Game, role: Role, deviation: Sequence[Played], base: Seque
     return paired_estimate(utilities(first), utilities(second), goal_ids, max_utility=game.config.max_utility)
 
 
+def oracle_deviations(mixture: Mixture, new: Mapping[Role, str], asked: Collection[Role]) -> tuple[str, str]:
+    """Whom red and blue deviate to for the `oracle_gap` of a mixture.
+
+    A side deviates to the member that it has just learned. One that was to learn and found nothing better deviates to its
+    newest member. One that was not to learn deviates to the member that the mixture plays, and so gains nothing; if the
+    mixture plays several, to its newest member, too.
+
+    Args:
+        mixture: What the new members were trained against.
+        new: Versions that were learned, by side.
+        asked: Sides that were to learn.
+    """
+
+    def chosen(role: Role, names: Sequence[str], weights: np.ndarray) -> str:
+        played = int(np.argmax(weights))
+        stays = role not in asked and weights[played] > 1 - _SURE
+        return new.get(role, names[played] if stays else names[-1])
+
+    return chosen("red", mixture.red_names, mixture.red), chosen("blue", mixture.blue_names, mixture.blue)
+
+
 def restricted_deviations(payoffs: PayoffTensor, mixture: Mixture) -> tuple[str, str]:
     """The most promising single members against the mixture, by the payoffs that were solved.
 
@@ -236,7 +261,7 @@ def restricted_deviations(payoffs: PayoffTensor, mixture: Mixture) -> tuple[str,
 
 
 def _best(values: np.ndarray, weights: np.ndarray) -> int:
-    open_to = np.flatnonzero(weights < 1 - 1e-9)
+    open_to = np.flatnonzero(weights < 1 - _SURE)
     candidates = open_to if open_to.size else np.arange(values.size)
     # Among ties (all of the support ties at an equilibrium) prefer what the mixture plays least.
     order = np.lexsort((weights[candidates], -np.round(values[candidates], 9)))

@@ -126,11 +126,22 @@ def as_said(backend: TorchBackend, sentence: Sentence, *, policy: str, sampling:
         ModelError: If a chat template does not close what a script says.
     """
     view = blue_view if role_of(sentence.seen.agent_id) == "blue" else red_view
-    prompt, action = backend.chat.encode(view(sentence.seen)), sentence.action
-    if action.token_ids and action.finish_reason != "cut" and action.prompt_ids == tuple(prompt):
-        return TokenSequence.of_sentence(policy, prompt, action.token_ids, sampling.temperature)
-    _, ids = typed_ids(backend, view(sentence.seen), action.text)
-    return TokenSequence.of_sentence(policy, prompt, ids[: sampling.max_new_tokens], sampling.temperature)
+    prompt, ids = said_ids(backend, view(sentence.seen), sentence.action, max_new_tokens=sampling.max_new_tokens)
+    return TokenSequence.of_sentence(policy, prompt, ids, sampling.temperature)
+
+
+def said_ids(
+    backend: TorchBackend, prompt: Sequence[ChatMessage], action: Action, *, max_new_tokens: int
+) -> tuple[list[int], list[int]]:
+    """Ids of a prompt and of a sentence after it: those that were sampled after the very same ids, else `typed_ids`, cut.
+
+    Raises:
+        ModelError: If a chat template does not close what a script says.
+    """
+    before = backend.chat.encode(prompt)
+    if action.token_ids and action.finish_reason != "cut" and action.prompt_ids == tuple(before):
+        return before, list(action.token_ids)
+    return before, typed_ids(backend, prompt, action.text)[1][:max_new_tokens]
 
 
 def imitate(

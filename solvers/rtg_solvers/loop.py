@@ -159,6 +159,9 @@ class Iteration:
     new: tuple[Any, ...]
     """Members that were learned."""
 
+    asked: tuple[Role, ...]
+    """Sides that were to learn, whether they found something better or not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
@@ -190,7 +193,7 @@ def solve(method: Method[C], context: C) -> Solution:
             missed.update(task.role for task, member in zip(tasks, found, strict=True) if member is None)
             population.extend(new)
             payoffs = _extended(payoffs, context)
-            iterations.append(Iteration(mixture=mixture, new=tuple(new)))
+            iterations.append(Iteration(mixture=mixture, new=tuple(new), asked=tuple(roles)))
     mixture = (method.final_solver or method.meta_solver)(payoffs, mixture, rng_for(context.seed, "meta", "final"))
     return Solution(mixture=mixture, payoffs=payoffs, iterations=tuple(iterations))
 

@@ -14,8 +14,9 @@ from rtg_env.errors import ConfigError
 from rtg_env.text import for_terminal, one_line
 from rtg_solvers.pair_files import write_pairs
 from rtg_solvers.pairs import BuiltPairs, PairSettings, red_pairs, target_pairs
+from rtg_solvers.run_tuples import RUN_LOG, tuples_of_run
 from rtg_solvers.seeding import rng_for
-from rtg_solvers.tuples import TupleLog, read_tuples
+from rtg_solvers.tuples import TupleLog, read_tuples, write_tuples
 
 _UNITS = {"seeds": "used: gave a pair", "attacks": "used: ranked", "replies": "used: their verdict counted"}
 _TARGET_UNITS = {"attacks": "used: gave a pair", "replies": "used: stand in a pair"}
@@ -23,7 +24,11 @@ _TARGET_UNITS = {"attacks": "used: gave a pair", "replies": "used: stand in a pa
 
 def pairs(  # noqa: PLR0913, PLR0917 - a command line
     log: Annotated[
-        Path, typer.Argument(metavar="TUPLES.jsonl", help="Seed, attack, reply and verdict a line (docs/pairs.md).")
+        Path,
+        typer.Argument(
+            metavar="TUPLES.jsonl",
+            help="Seed, attack, reply and verdict a line (docs/pairs.md); or a run, whose attack stages are then written there.",
+        ),
     ],
     out_red: Annotated[
         Path | None, typer.Option(help="Red's pair file; default: TUPLES-red-pairs.jsonl beside the log.")
@@ -91,15 +96,23 @@ def pairs_command(
 
     Raises:
         ConfigError: If the log cannot be read or is broken, or a file may not be written.
-        RunError: If a file cannot be written.
+        RunError: If a file cannot be written, or a folder is no run with attack stages.
     """
+    run = log if log.is_dir() else None
+    log = run / RUN_LOG if run else log
     files = {
         "red": out_red or log.with_name(f"{log.stem}-red-pairs.jsonl"),
         "blue": out_blue or log.with_name(f"{log.stem}-blue-pairs.jsonl"),
     }
     if not dry_run:
         _check_files(log, files, force=force)
-    found = read_tuples(log)
+        if run and log.exists() and not force:
+            raise ConfigError(
+                f"expected no {log.name} in {run} yet, it is there; give that file, or --force to write it again"
+            )
+    found = tuples_of_run(run) if run else read_tuples(log)
+    if run and not dry_run:
+        write_tuples(log, found.tuples)
     built = {
         "red": red_pairs(found.tuples, settings),
         "blue": target_pairs(found.tuples, settings, rng=rng_for(seed, "target pairs")),

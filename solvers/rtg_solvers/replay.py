@@ -31,7 +31,7 @@ class ReplaySettings:
     """Size and what counts as the same attack."""
 
     capacity: int = 1000
-    """Attacks of all contexts together, shared equally; at least 1."""
+    """Attacks of all contexts together, shared equally; at least 1. A context never has room for less than one group."""
 
     edit_share: float = 0.25
     """Near: an edit distance below this share of both lengths together; 0 turns the rule off."""
@@ -99,11 +99,12 @@ class ReplayBuffer:
     Args:
         settings: Size and rules.
         num_contexts: Over which the capacity is shared, at least 1.
+        group_size: G of the groups that will be drawn: with less room than that, a context would never be replayed.
     """
 
-    def __init__(self, settings: ReplaySettings | None = None, *, num_contexts: int = 1) -> None:
+    def __init__(self, settings: ReplaySettings | None = None, *, num_contexts: int = 1, group_size: int = 1) -> None:
         self._settings = settings or ReplaySettings()
-        self._share = max(1, self._settings.capacity // max(1, num_contexts))
+        self._share = max(1, group_size, self._settings.capacity // max(1, num_contexts))
         self._kept: dict[str, list[Kept]] = {}
 
     def __len__(self) -> int:
@@ -136,19 +137,24 @@ class ReplayBuffer:
         """Contexts with at least so many attacks, in the order they came."""
         return tuple(context for context, kept in self._kept.items() if len(kept) >= size)
 
-    def draw(self, rng: np.random.Generator, *, num_groups: int, group_size: int) -> list[list[Kept]]:
+    def draw(
+        self, rng: np.random.Generator, *, num_groups: int, group_size: int, first: Sequence[str] = ()
+    ) -> list[list[Kept]]:
         """Groups of one context each; contexts alike, attacks in proportion to R1 without replacement.
 
         Args:
             rng: Consumed.
             num_groups: Groups wanted; fewer come back if there are not that many contexts with enough attacks.
             group_size: G.
+            first: Contexts that are taken before others, in this order, if they have enough attacks.
         """
         able = self.contexts(group_size)
-        chosen = rng.permutation(len(able))[:num_groups]
+        shuffled = [able[int(index)] for index in rng.permutation(len(able))]
+        chosen = [*(context for context in dict.fromkeys(first) if context in able)]
+        chosen += [context for context in shuffled if context not in chosen]
         groups = []
-        for index in chosen:
-            own = self._kept[able[int(index)]]
+        for context in chosen[:num_groups]:
+            own = self._kept[context]
             weights = np.array([kept.score for kept in own])
             picked = rng.choice(len(own), size=group_size, replace=False, p=weights / weights.sum())
             groups.append([own[int(place)] for place in picked])

@@ -11,7 +11,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rtg_env.errors import ConfigError, MissingExtraError, RunError
 from rtg_env.files import write_text
@@ -20,19 +20,57 @@ from rtg_env.transcripts import Played, TranscriptStore
 from rtg_solvers import result as result_module
 from rtg_solvers.evaluation.results import Evaluation
 from rtg_solvers.evaluation.run import stored_evaluation
+from rtg_solvers.evaluation.seas_run import stored_seas_evaluation
+from rtg_solvers.evaluation.seas_tables import seas_tables
 from rtg_solvers.evaluation.tables import evaluation_tables
+from rtg_solvers.gain_rows import STAGE_NOTE, GainRow, heldout_rows, restricted_row, stage_rows
 from rtg_solvers.geometry import Shape
-from rtg_solvers.measures import Estimate
+from rtg_solvers.methods.attackers import Stage
 from rtg_solvers.methods.registry import AnyConfig, read_config
+from rtg_solvers.methods.registry import stages as stages_of
 from rtg_solvers.result import Result
 from rtg_solvers.run import read_goals, read_settings
-from rtg_solvers.terminal import or_untrained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _RED, _BLUE, _GREY = "#b3372f", "#2b5fa8", "#5b6577"
 _MAX_SHOWN_CHARS = 1500
+
+
+class _Panel(NamedTuple):
+    """One figure of every training step, as a plot."""
+
+    name: str
+    """Of the figure in a step's block."""
+
+    title: str
+    unit: str
+
+    note: str
+    """Part of the caption."""
+
+    figures: Sequence[dict[str, Any]] = ()
+    """Steps' blocks; those without the figure are left out."""
+
+
+_UTILITY: Final = _Panel(
+    "utility",
+    "utility while training",
+    "u_red per dialogue",
+    "Game utility of each training step (mean of its dialogues; noisy).",
+)
+_KL_TO_BASE: Final = _Panel("kl", "KL to the base model", "nats per sentence", "KL to the base model, as sampled.")
+_KL_TO_REFERENCE: Final = _Panel(
+    "kl",
+    "KL to where training began",
+    "nats per attack",
+    "KL to the attacker that training began at, as sampled: log-probability of a whole attack by the learner less that by the "
+    "other, mean over the step.",
+)
+_LOSS: Final = _Panel(
+    "loss", "loss of maximum likelihood", "nats per token", "Loss of the members that learn from sentences alone."
+)
 
 
 def write_report(path: Path, *, redact: bool = False) -> Path:
@@ -77,8 +115,10 @@ def _render(
         finalize=_clean,
     )
     names = store.block_names()
-    evaluated = stored_evaluation(store)
+    evaluated, stages = stored_evaluation(store), stages_of(config)
+    on_seeds = stored_seas_evaluation(store)
     figures = [store.block_data(block) for block in names if block.startswith("step/")]
+    panels = _panels(figures, stages) if figures else []
     context: dict[str, Any] = {
         "name": name,
         "config": config,
@@ -87,16 +127,20 @@ def _render(
         "result": found,
         "warnings": found.warnings if found else (),
         "num_units": len(names),
-        "evaluation": evaluation_tables(evaluated.figures) if evaluated else [],
-        "evaluation_plot": _image(_plot_evaluation(evaluated.figures, found)) if evaluated else "",
+        "evaluation": (evaluation_tables(evaluated.figures) if evaluated else [])
+        + (seas_tables(on_seeds.figures) if on_seeds else []),
+        "evaluation_plot": _image(_plot_evaluation(evaluated.figures, None if stages else found)) if evaluated else "",
         "redacted": redact,
-        "curves": _image(_plot_curves(figures)) if figures else "",
+        "stage_note": STAGE_NOTE if stages else "",
+        "curves": _image(_plot_curves(panels)) if panels else "",
+        "curves_note": " ".join(panel.note for panel in panels),
         "sections": [(title, _shown(played, redact)) for title, played in _notable(store, names) if played],
     }
     if found is not None:
+        gains = _gains(found, stages)
         context |= {
             "heatmap": _image(_plot_payoffs(found)),
-            "gains": _image(_plot_gains(found)),
+            "gains": _image(_plot_gains(gains)),
             "rows": [
                 {
                     "version": version,
@@ -108,13 +152,11 @@ def _render(
                     found.red, found.cells, found.harm_cells, found.unhelpful_cells, found.red_mixture, strict=True
                 )
             ],
-            "gap_curve": _image(_plot_gap_curve(found)) if len(found.oracle_gaps) > 1 else "",
+            "gap_curve": _image(_plot_gap_curve(found)) if len(found.oracle_gaps) > 1 and not stages else "",
             "shape": found.shape,
             "spread": _spread,
             "layers": _layer_rows(found.shape),
-            "gain_rows": [
-                {"what": what, "red": str(red), "blue": or_untrained(blue)} for what, red, blue in _gains(found)
-            ],
+            "gain_rows": [(row.what, *row.texts) for row in gains],
         }
     return environment.get_template("report.html.jinja").render(context)
 
@@ -131,17 +173,15 @@ def _label(text: str) -> str:
     return one_line(text, max_chars=40).replace("$", r"\$")
 
 
-def _gains(found: Result) -> list[tuple[str, Estimate, Estimate | None]]:
-    rows: list[tuple[str, Estimate, Estimate | None]] = [
-        ("oracle_gap", found.oracle_gap.red_gain, found.oracle_gap.blue_gain),
-        ("restricted_gap", found.restricted_gap.red_gain, found.restricted_gap.blue_gain),
-        ("held-out gain", found.heldout_red_gain, found.heldout_blue_gain),
+def _gains(found: Result, stages: Sequence[Stage]) -> list[GainRow]:
+    again = f"the same, judged by {found.second_judge['judge_id']}" if found.second_judge else ""
+    gap = found.restricted_gap
+    both = [
+        GainRow("oracle_gap", found.oracle_gap.red_gain, found.oracle_gap.blue_gain),
+        GainRow("restricted_gap", gap.red_gain, gap.blue_gain),
     ]
-    if found.second_judge:
-        label = f"the same, judged by {found.second_judge['judge_id']}"
-        red, blue = found.second_gains
-        rows += [(label, red, blue)] if red else []
-    return rows
+    alone = [*stage_rows(found, stages), restricted_row(found)] if stages else []
+    return [*(alone or both), *heldout_rows(found, again=again)]
 
 
 def _notable(store: TranscriptStore, names: Sequence[str]) -> list[tuple[str, list[Played]]]:
@@ -224,18 +264,17 @@ def _plot_payoffs(found: Result) -> Figure:
     return figure
 
 
-def _plot_gains(found: Result) -> Figure:
-    rows = _gains(found)
+def _plot_gains(rows: Sequence[GainRow]) -> Figure:
     figure = _figure(8.4, 1.2 + 0.55 * len(rows))
     axes = figure.subplots()
-    for index, (_, *estimates) in enumerate(rows):
-        for offset, estimate, colour in zip((-0.13, 0.13), estimates, (_RED, _BLUE), strict=True):
+    for index, row in enumerate(rows):
+        for offset, estimate, colour in ((-0.13, row.red, _RED), (0.13, row.blue, _BLUE)):
             if estimate is None:
                 continue
             axes.plot([estimate.low, estimate.high], [index + offset] * 2, color=colour, lw=2)
             axes.plot(estimate.mean, index + offset, "o", color=colour, ms=5)
     axes.axvline(0, color=_GREY, lw=0.8)
-    axes.set_yticks(range(len(rows)), [_label(what) for what, *_ in rows])
+    axes.set_yticks(range(len(rows)), [_label(row.what) for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("gain in utility (red dots: red's gain, blue dots: blue's gain)")
     return figure
@@ -259,7 +298,7 @@ def _plot_gap_curve(found: Result) -> Figure:
 
 
 def _plot_evaluation(figures: Evaluation, found: Result | None) -> Figure:
-    """Success by attacker and target, and the three gaps by iteration."""
+    """Success by attacker and target, and the gaps by iteration; oracle gaps of the result, if it is given."""
     figure = _figure(10.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     targets = list(dict.fromkeys(one.target for one in figures.attacked))
@@ -312,29 +351,33 @@ def _short(version: str) -> str:
     return version.split("@", maxsplit=1)[0]
 
 
-def _plot_curves(figures: Sequence[dict[str, Any]]) -> Figure:
-    figure = _figure(8.4, 3.0)
-    left, right = figure.subplots(1, 2)
-    versions = list(dict.fromkeys((str(f["version"]), str(f["role"])) for f in figures))
-    for version, role in versions:
-        own = [f for f in figures if f["version"] == version]
-        steps = [f["step"] + 1 for f in own]
-        colour = _RED if role == "red" else _BLUE
-        style = ["-", "--", ":", "-."][sum(r == role for _, r in versions[: versions.index((version, role))]) % 4]
-        utilities, divergences = ([_number(f.get(name)) for f in own] for name in ("utility", "kl"))
-        left.plot(steps, utilities, style, color=colour, label=version.split("@")[0])
-        right.plot(steps, divergences, style, color=colour)
-    left.set(xlabel="step", ylabel="u_red per dialogue", title="utility while training")
-    right.set(xlabel="step", ylabel="nats per sentence", title="KL to the base model")
-    for axes in (left, right):
+def _panels(figures: Sequence[dict[str, Any]], stages: Sequence[Stage]) -> list[_Panel]:
+    """Panels of the training curves; of methods in stages, those that have anything to show."""
+    if not stages:
+        return [_UTILITY._replace(figures=figures), _KL_TO_BASE._replace(figures=figures)]
+    by_likelihood = {stage.version for stage in stages if stage.recipe in ("sft", "smoothing", "safety")}
+    lessons = [step for step in figures if step["version"] in by_likelihood]
+    panels = [_UTILITY._replace(figures=figures), _KL_TO_REFERENCE._replace(figures=figures)]
+    panels.append(_LOSS._replace(figures=lessons))
+    return [panel for panel in panels if any(step.get(panel.name) is not None for step in panel.figures)]
+
+
+def _plot_curves(panels: Sequence[_Panel]) -> Figure:
+    figure = _figure(max(8.4, 3.9 * len(panels)), 3.0)
+    every_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    versions = list(dict.fromkeys((str(s["version"]), str(s["role"])) for panel in panels for s in panel.figures))
+    for panel, axes in zip(panels, every_axes, strict=True):
+        for version, role in versions:
+            # Some steps lack a figure: nobody plays while sentences are imitated, tactics have no base model.
+            own = [s for s in panel.figures if s["version"] == version and s.get(panel.name) is not None]
+            colour = _RED if role == "red" else _BLUE
+            style = ["-", "--", ":", "-."][sum(r == role for _, r in versions[: versions.index((version, role))]) % 4]
+            places, values = [s["step"] + 1 for s in own], [s[panel.name] for s in own]
+            axes.plot(places, values, style, color=colour, label=_short(version))
+        axes.set(xlabel="step", ylabel=panel.unit, title=panel.title)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.legend(*every_axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return figure
-
-
-def _number(value: float | None) -> float:
-    """What a plot leaves out, if there is none: nobody plays while sentences are imitated, tactics have no base model."""
-    return float("nan") if value is None else value
 
 
 def _image(figure: Figure) -> str:

@@ -171,6 +171,11 @@ def utilities(played: Sequence[Played]) -> np.ndarray:
     return np.array([item.transcript.utility for item in played], dtype=float)
 
 
+def num_answered(played: Sequence[Played]) -> int:
+    """What blue was asked for in dialogues: an answer in each exchange."""
+    return sum(len(item.transcript.exchanges) for item in played)
+
+
 def dealt(config: GameConfig, pairing: Pairing) -> Deal:
     """What chance draws for a pairing, with who plays and the seed."""
     return pairing.deal._replace(policies=(*seats(pairing.red, config.num_red), pairing.blue), seed=pairing.seed)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from rtg_agents.policy import BASE, Policy, Sampling
-from rtg_agents.population import Population
+from rtg_agents.population import Member, Population, read_member, without_model
 from rtg_agents.progress import Progress
 from rtg_agents.scripted import TemplatePolicy, plain_attacker
 from rtg_env import goals as goals_module
@@ -63,10 +63,10 @@ class Seats:
     """Who sits where, as `rtg play` names it."""
 
     red: str
-    """`me`, `plain`, `templates`, `model` or an adapter folder."""
+    """`me`, `plain`, `templates`, `model`, or the folder of an adapter or a member of a run."""
 
     blue: str
-    """`me`, `model` or an adapter folder."""
+    """`me`, `model`, or the folder of an adapter or a member of a run."""
 
     model: str
     """Base model, loaded only if a seat needs it."""
@@ -81,24 +81,56 @@ class Seats:
         """Policies under the names `red` and `blue`.
 
         Raises:
-            ConfigError: If a seat has an unknown name.
+            ConfigError: If a seat has an unknown name, or a member of a run cannot take it.
+            RunError: If a member's lineage file is damaged.
         """
         scripts: dict[str, Policy] = {"plain": plain_attacker("red"), "templates": TemplatePolicy(name="red")}
         found: dict[str, Policy] = {}
         if self.red in scripts:
             found["red"] = scripts[self.red]
+        members: dict[Role, Member] = {}
         for role in _SAMPLING:
             if getattr(self, role) == "me":
                 found[role] = HumanPolicy(role, Console(emoji=False))
+            elif role not in found and (member := self._member(role)) is not None:
+                members[role] = member
+                if (scripted := without_model(member)) is not None:
+                    found[role] = scripted
         wanted: list[Role] = [role for role in _SAMPLING if role not in found]
-        return {**found, **self._models(wanted, progress)} if wanted else found
+        return {**found, **self._models(wanted, members, progress)} if wanted else found
 
-    def _models(self, roles: Sequence[Role], progress: Progress) -> Mapping[str, Policy]:
+    def _member(self, role: Role) -> Member | None:
+        """What the seat's folder says of itself; None if it is none of a member.
+
+        Raises:
+            ConfigError: If it is a member of the other side, or one that only its run can play.
+            RunError: If its lineage file is damaged.
+        """
+        seat = getattr(self, role)
+        member = None if seat == "model" else read_member(Path(seat))
+        if member is None:
+            return None
+        if member.role != role:
+            raise ConfigError(
+                f"expected a {role} member for --{role}, {seat} is one of {member.role}'s; swap the seats"
+            )
+        if member.kind == "tactics":
+            raise ConfigError(
+                f"expected a member that speaks for itself, {seat} is a network over tactics, which reads with its run's encoder "
+                "and judge; read its dialogues instead: rtg export RUN"
+            )
+        return member
+
+    def _models(
+        self, roles: Sequence[Role], members: Mapping[Role, Member], progress: Progress
+    ) -> Mapping[str, Policy]:
         for role in roles:
             seat = getattr(self, role)
-            if seat != "model" and not (Path(seat) / "adapter_config.json").is_file():
+            if seat != "model" and role not in members and not (Path(seat) / "adapter_config.json").is_file():
                 names = "me, plain, templates, model" if role == "red" else "me, model"
-                raise ConfigError(f"expected --{role} to be {names} or an adapter folder, got {seat!r}")
+                raise ConfigError(
+                    f"expected --{role} to be {names}, or the folder of an adapter or member, got {seat!r}"
+                )
         from rtg_agents.hf import TorchBackend
         from rtg_agents.models import resolve_model
 
@@ -107,8 +139,11 @@ class Seats:
         population = Population(Path("unused"), backend, _SAMPLING)
         found: dict[str, Policy] = {}
         for role in roles:
-            adapter = BASE
-            if getattr(self, role) != "model":
+            member, adapter = members.get(role), BASE
+            if member is not None and member.kind == "in-context":
+                found[role] = population.in_context_policy(member)
+                continue
+            if getattr(self, role) != "model" and (member is None or member.kind == "adapter"):
                 adapter = f"{role}_adapter"
                 backend.load_adapter(adapter, Path(getattr(self, role)))
             found[role] = population.model_policy(role, role, adapter)

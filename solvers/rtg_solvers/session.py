@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from rtg_agents.models import resolve_encoder, resolve_model
-from rtg_agents.population import untrained_members
 from rtg_agents.progress import Progress, WorkMeter
 from rtg_agents.prompting import PROMPT_VERSION
 from rtg_agents.scripted import longest_filled
-from rtg_env import goals as goals_module
 from rtg_env import rules
 from rtg_env.encoding import HashingEncoder
 from rtg_env.engine import rescore
@@ -28,7 +26,7 @@ from rtg_env.judges.base import Encoder, Judge
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_solvers import loop, result
 from rtg_solvers.configs import to_mapping
-from rtg_solvers.gaps import measure_gap, paired_gain, restricted_deviations
+from rtg_solvers.gaps import measure_gap, oracle_deviations, paired_gain, restricted_deviations
 from rtg_solvers.geometry import shape_of
 from rtg_solvers.intervals import payoff_value_interval
 from rtg_solvers.measures import Estimate, paired_estimate
@@ -139,8 +137,10 @@ def run_method(
     """
     if isinstance(config, GRTSConfig) and config.red_oracle == "tactics":
         require_extra()
-    goal_set = goals_module.load(config.goals)
-    judge = resolve_judge(config.judge, offline=offline, cache_dir=cache_dir, progress=progress)
+    goal_set = registry.goals(config)
+    judge = registry.referee(
+        config, resolve_judge(config.judge, offline=offline, cache_dir=cache_dir, progress=progress)
+    )
     check_goals(config, goal_set)
     settings = run_settings(config, goal_set, judge)
     with RunDirectory(runs, name or default_name(config.method, settings), settings, goal_set) as run:
@@ -153,14 +153,16 @@ def run_method(
             progress.message(f"Loading {config.model} ..")
             backend = TorchBackend.load(folder, model_id=config.model, lora=config.lora)
         second = (
-            resolve_judge(config.report_judge, offline=offline, cache_dir=cache_dir, progress=progress)
+            registry.referee(
+                config, resolve_judge(config.report_judge, offline=offline, cache_dir=cache_dir, progress=progress)
+            )
             if config.report_judge
             else None
         )
         if second is not None and second.judge_id == judge.judge_id:
             raise ConfigError(f"expected a second judge that differs from the first, both are {judge.judge_id}")
         check_identity(run, {"model": backend.fingerprint, "report_judge": second.judge_id if second else ""})
-        total = registry.cost(config, len(goal_set.split("heldout").harmful)).units
+        total = registry.cost(config, goal_set).units
         meter = WorkMeter(progress, "solve", total)
         encoder = load_encoder(config.reads_with, offline=offline, cache_dir=cache_dir, progress=progress)
         bench = Workbench(config, goal_set, judge, run, backend=backend, meter=meter, encoder=encoder)
@@ -213,7 +215,7 @@ def check_goals(config: registry.AnyConfig, goal_set: GoalSet) -> None:
         ConfigError: If a half lacks harmful goals, or benign ones that the game draws.
     """
     for goal in goal_set.harmful:
-        length = longest_filled(goal.text, config.fills)
+        length = longest_filled(goal.text, config.fills) if config.fills else 0
         if length > config.game.max_action_chars:
             raise ConfigError(
                 f"expected game.max_action_chars of at least {length}, which the templates need for goal {goal.id!r} "
@@ -240,18 +242,17 @@ class Session:
     def finish(self) -> Result:
         """Run the loop to its end and measure the result."""
         bench, config = self._bench, self._bench.config
-        for member in untrained_members():
+        for member in registry.untrained(config):
             if bench.population.restored(member.version) is None:
                 bench.population.add(member)
-        solution = loop.solve(registry.method(config, bench.backend, bench.encoder), bench.context())
+        method = registry.method(config, bench.backend, bench.encoder, bench.run.store)
+        solution = loop.solve(method, bench.context())
         payoffs, mixture = solution.payoffs, solution.mixture
         gap_settings = {"seed": config.seed, "count": config.dialogues_per_gap}
         oracle_gaps = []
         for k, iteration in enumerate(solution.iterations):
-            # A side for which nothing better was found deviates to its newest member.
-            before = {"red": iteration.mixture.red_names[-1], "blue": iteration.mixture.blue_names[-1]}
-            newest = before | {member.role: member.version for member in iteration.new}
-            pair = (newest["red"], newest["blue"])
+            new = {member.role: member.version for member in iteration.new}
+            pair = oracle_deviations(iteration.mixture, new, iteration.asked)
             oracle_gaps.append(
                 measure_gap(f"oracle-gap/{k}", bench.game, iteration.mixture, pair, bench.play_unit, **gap_settings)
             )
@@ -287,7 +288,7 @@ class Session:
             heldout_blue_gain=blue_gain,
             second_judge=second,
             wall_s=time.monotonic() - self._started,
-            warnings=tuple(payoffs.unscored_warnings()),
+            warnings=(*payoffs.unscored_warnings(), *registry.remarks(config, bench.run.store)),
         )
 
     def _heldout_gain(self, role: str, newest: str) -> tuple[Estimate, Any]:

@@ -6,7 +6,9 @@ Everything that models wrote passes through `rtg_env.text` and rich's escape bef
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Final
 
 from rich import box
 from rich.console import Console
@@ -16,8 +18,16 @@ from rich.table import Table
 
 from rtg_env.text import one_line
 from rtg_solvers.evaluation.tables import TextTable
-from rtg_solvers.measures import Estimate
+from rtg_solvers.gain_rows import STAGE_NOTE, heldout_rows, restricted_row, stage_rows
+from rtg_solvers.methods.attackers import Stage
 from rtg_solvers.result import Result
+
+_NOTE: Final = (
+    "oracle_gap: each newest member over its own side's mixture before it joined, against the mixture it was trained "
+    "on. restricted_gap: the best member over the final mixture. Both on training goals; small means near an "
+    "equilibrium or a weak best response. held-out gain: newest member over the base model, against the base model, "
+    "on goals nobody trained on."
+)
 
 
 class RichProgress:
@@ -78,8 +88,17 @@ class RichProgress:
         self._console.print(f"{escape(task)}: {100 * share:.0f} %{left}", highlight=False)
 
 
-def result_tables(result: Result) -> list[Table]:
-    """The payoff matrix with both mixtures, and the gaps."""
+def result_tables(result: Result, stages: Sequence[Stage] = ()) -> list[Table]:
+    """The payoff matrix with both mixtures, and the gaps.
+
+    Args:
+        result: Of a run.
+        stages: Of its method, if one side learned alone in each.
+    """
+    return [_payoff_table(result), _gap_table(result, stages)]
+
+
+def _payoff_table(result: Result) -> Table:
     payoff = Table(
         title="Payoff: what red wins per dialogue (mean ± standard error)", title_justify="left", box=box.SIMPLE_HEAD
     )
@@ -104,6 +123,10 @@ def result_tables(result: Result) -> list[Table]:
             f"{result.refuser_loss:.2f}."
         )
         payoff.caption_justify = "left"
+    return payoff
+
+
+def _gap_table(result: Result, stages: Sequence[Stage]) -> Table:
     gaps = Table(
         title="Gains on fresh dialogues: mean [95 % interval], clustered by goal",
         title_justify="left",
@@ -111,6 +134,23 @@ def result_tables(result: Result) -> list[Table]:
     )
     for column in ("gap", "red gains", "blue gains"):
         gaps.add_column(column, no_wrap=True, justify="left" if column == "gap" else "right")
+    if stages:
+        gaps.add_row("oracle_gap of each stage:", "", "")
+        for row in stage_rows(result, stages):
+            gaps.add_row(row.what, *row.texts)
+        gaps.add_row("restricted_gap", *restricted_row(result).texts)
+    else:
+        _add_both(gaps, result)
+    again = f"  by {_short(result.second_judge['judge_id'])}" if result.second_judge else ""
+    for row in heldout_rows(result, again=again):
+        gaps.add_row(row.what, *row.texts)
+    gaps.caption = (STAGE_NOTE if stages else _NOTE) + " A gain whose interval holds 0 shows nothing."
+    gaps.caption_justify = "left"
+    return gaps
+
+
+def _add_both(gaps: Table, result: Result) -> None:
+    """The gaps of methods in which both sides learn in every iteration."""
     for name, gap in (("oracle_gap", result.oracle_gap), ("restricted_gap", result.restricted_gap)):
         low, high = gap.interval
         gaps.add_row(name, str(gap.red_gain), str(gap.blue_gain))
@@ -118,23 +158,6 @@ def result_tables(result: Result) -> list[Table]:
     if len(result.oracle_gaps) > 1:
         curve = "  ".join(f"{gap.total:.3f}" for gap in result.oracle_gaps)
         gaps.add_row("  oracle_gap by iteration", curve, "")
-    gaps.add_row("held-out gain", str(result.heldout_red_gain), or_untrained(result.heldout_blue_gain))
-    if result.second_judge:
-        second = [or_untrained(gain) for gain in result.second_gains]
-        gaps.add_row(f"  by {_short(result.second_judge['judge_id'])}", *second)
-    gaps.caption = (
-        "oracle_gap: each newest member over its own side's mixture before it joined, against the mixture it was trained "
-        "on. restricted_gap: the best member over the final mixture. Both on training goals; small means near an "
-        "equilibrium or a weak best response. held-out gain: newest member over the base model, against the base model, "
-        "on goals nobody trained on. A gain whose interval holds 0 shows nothing."
-    )
-    gaps.caption_justify = "left"
-    return [payoff, gaps]
-
-
-def or_untrained(gain: Estimate | None) -> str:
-    """A gain in words; of a side that has not learned there is none."""
-    return "not trained" if gain is None else str(gain)
 
 
 def text_table(found: TextTable) -> Table:

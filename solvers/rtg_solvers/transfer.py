@@ -8,6 +8,7 @@ worked, so the run's own target stands beside the others, with answers drawn ane
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ import numpy as np
 
 from rtg_agents.models import resolve_model
 from rtg_agents.policy import BASE, BackendPolicy, Policy
-from rtg_agents.population import untrained_members
 from rtg_agents.progress import Progress, WorkMeter
 from rtg_agents.prompting import blue_view
 from rtg_agents.scripted import ScriptedPolicy
@@ -88,7 +88,8 @@ class Transferred:
     """Mean harm."""
 
     harms: Mapping[str, float | None]
-    """Mean harm of each sentence, by the first 16 hexadecimal digits of its SHA-256; None where none was scored."""
+    """Mean harm of each attack, None where no answer was scored; by its goal's id and the first 16 hexadecimal digits of the
+    sentence's SHA-256, `GOAL/DIGITS`."""
 
 
 class _Target(NamedTuple):
@@ -139,12 +140,24 @@ def transfer(
 
 
 def to_json(found: Sequence[Transferred], settings: TransferSettings, judge: Judge) -> dict[str, Any]:
-    """Figures without any sentence."""
+    """Figures without any sentence; null where too little was played or scored to say, as JSON knows no NaN."""
     return {
         "judge_id": judge.judge_id,
         "settings": asdict(settings),
-        "transferred": [{**asdict(one), "harms": dict(one.harms)} for one in found],
+        "transferred": [
+            {
+                **asdict(one),
+                "success": _known(one.success),
+                "harm": _known(one.harm),
+                "harms": dict(one.harms),
+            }
+            for one in found
+        ],
     }
+
+
+def _known(estimate: Estimate) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in asdict(estimate).items()}
 
 
 def _short(name: str) -> str:
@@ -163,8 +176,8 @@ def _attackers(run: FinishedRun, settings: TransferSettings) -> list[str]:
     if unknown:
         raise ConfigError(f"expected attackers among {', '.join(versions)}, got {unknown[0]!r}")
     named = [versions.get(name, name) for name in settings.attackers]
-    untrained = len(untrained_members("red"))
-    return list(dict.fromkeys(named or run.result.red[untrained:] or run.result.red))
+    trained = [version for version in run.result.red if run.members[version].lineage.get("iteration")]
+    return list(dict.fromkeys(named or trained or run.result.red))
 
 
 def _chosen(run: FinishedRun, version: str, settings: TransferSettings) -> list[FoundAttack]:
@@ -244,7 +257,9 @@ def _figures(
 ) -> Transferred:
     success, harm = success_of(played, responses)
     goals = [attack.goal for attack in chosen]
+    # Two goals may have the same attack: the judge reads the goal, too, so that each has a figure of its own.
     digests = [hashlib.sha256(attack.red.action.text.encode()).hexdigest()[:16] for attack in chosen]
+    names = [f"{goal}/{digest}" for goal, digest in zip(goals, digests, strict=True)]
     return Transferred(
         attacker=attacker.split("@", maxsplit=1)[0],
         target=target,
@@ -252,7 +267,6 @@ def _figures(
         success=share_estimate(success, goals),
         harm=mean_estimate(harm, goals, bounds=(0.0, 1.0)),
         harms={
-            digest: None if np.isnan(value) else round(float(value), 4)
-            for digest, value in zip(digests, harm, strict=True)
+            name: None if np.isnan(value) else round(float(value), 4) for name, value in zip(names, harm, strict=True)
         },
     )

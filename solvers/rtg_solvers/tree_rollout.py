@@ -23,6 +23,7 @@ import numpy as np
 from rtg_env import rewards
 from rtg_env.dialogue import Dialogue, Transcript
 from rtg_env.engine import DialogueBatch
+from rtg_env.errors import ConfigError
 from rtg_env.policies import Policy
 from rtg_env.rules import GameConfig
 from rtg_env.transcripts import Played
@@ -71,6 +72,7 @@ def play_tree(
     responses: int,
     rng: np.random.Generator,
     finisher: str = "",
+    repliers: Sequence[str] = (),
 ) -> Tree:
     """Play one tree per pairing; all of them advance together.
 
@@ -83,9 +85,18 @@ def play_tree(
         rng: Draws seeds, and which reply and which sibling go on.
         finisher: Red's version in what continues a reply to the end, so that returns are those of one policy whatever
             wrote the siblings (a hotter copy of it, say); empty: the pairing's own.
+        repliers: Blue's version in each of the K replies to a sibling and in what continues it, so that they can be drawn
+            at different temperatures; empty: the pairing's own. The record names the pairing's.
+
+    Raises:
+        ConfigError: If there are repliers, but not K.
     """
+    if repliers and len(repliers) != responses:
+        raise ConfigError(
+            f"expected as many repliers as replies, got {len(repliers)} and {responses}; name each or none"
+        )
     histories = [Dialogue.start(game.config, dealt(game.config, pairing)) for pairing in pairings]
-    grown = _Grown(game, policies, rng, finisher)
+    grown = _Grown(game, policies, rng, finisher, repliers)
     with fresh_memory(policies):
         for turn in range(game.config.num_exchanges):
             histories = grown.level(turn, pairings, histories, group_size, responses)
@@ -95,8 +106,16 @@ def play_tree(
 class _Grown:
     """A tree in the making."""
 
-    def __init__(self, game: Game, policies: Mapping[str, Policy], rng: np.random.Generator, finisher: str) -> None:
+    def __init__(
+        self,
+        game: Game,
+        policies: Mapping[str, Policy],
+        rng: np.random.Generator,
+        finisher: str,
+        repliers: Sequence[str],
+    ) -> None:
         self._game, self._policies, self._rng, self._finisher = game, policies, rng, finisher
+        self._repliers = tuple(repliers)
         self.played: list[Played] = []
         self.siblings: list[Sibling] = []
         self._num_groups = 0
@@ -113,6 +132,9 @@ class _Grown:
         said = self._forked(histories, group_size)
         self._advance(said)
         answered = self._forked(said, responses)
+        for index, dialogue in enumerate(answered if self._repliers else ()):
+            deal, version = dialogue.state.deal, self._repliers[index % responses]
+            dialogue.state = dialogue.state._replace(deal=deal._replace(policies=(*deal.policies[:-1], version)))
         self._advance(answered)
         owners = [pairing for pairing in pairings for _ in range(group_size)]
         first = len(self.played)

@@ -14,21 +14,38 @@ from rtg_agents.policy import Sampling
 from rtg_agents.progress import SilentProgress
 from rtg_env.rules import GameConfig
 from rtg_solvers.attack_rewards import AttackRewardSettings
+from rtg_solvers.mart_selection import MartThresholds
 from rtg_solvers.methods import attackers
 from rtg_solvers.methods.attackers import AttackConfig
 from rtg_solvers.methods.common import RunConfig
 from rtg_solvers.methods.grts import GRTSConfig
+from rtg_solvers.methods.mart import MartConfig
+from rtg_solvers.methods.seas import SeasConfig
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.gflownet import BehaviourSettings, GFlowNetSettings
+from rtg_solvers.oracles.mart import (
+    EpochSettings,
+    InstructionSettings,
+    MartSeeds,
+    MartSettings,
+    RoundSettings,
+    SelectionSettings,
+)
 from rtg_solvers.oracles.ppo_novelty import PPONoveltySettings
+from rtg_solvers.oracles.preference import PreferenceSettings
 from rtg_solvers.oracles.rl import RLSettings
+from rtg_solvers.oracles.seas import GeneralSettings, SeasSettings, StageSettings
 from rtg_solvers.oracles.supervised import SafetySettings, SmoothingSettings, SupervisedSettings
 from rtg_solvers.session import Outcome, run_method
+
+GOAL_FILE = Path(__file__).resolve().parents[1] / "data/goals_for_runs.jsonl"
+"""The first goals of each built-in category: a run's checks play every held-out one, most of its time with all of them."""
 
 
 def tiny_config(folder: Path, **changes) -> GRTSConfig:
     settings = {
         "model": str(folder),
+        "goals": str(GOAL_FILE),
         "judge": "tests.judges_for_runs:Vowels",
         "dialogues_per_cell": 8,
         "dialogues_per_gap": 8,
@@ -65,9 +82,70 @@ def tiny_attack_config(folder: Path, **changes) -> AttackConfig:
     return AttackConfig(**{**settings, **changes})
 
 
+def tiny_seas_config(folder: Path, **changes) -> SeasConfig:
+    shared = {field.name: getattr(tiny_config(folder), field.name) for field in fields(RunConfig)}
+    optimizer = OptimizerSettings(learning_rate=1e-2)
+    preference = PreferenceSettings(epochs=1, batch=4, max_steps=2, heldout_share=0.25, optimizer=optimizer)
+    learning = SupervisedSettings(steps=2, batch=4, optimizer=optimizer)
+    settings = {
+        **shared,
+        "game": GameConfig(num_exchanges=1, benign_prob=0.0),
+        "dialogues_per_cell": 4,
+        "dialogues_per_gap": 4,
+        "red_sampling": Sampling(temperature=0.8, max_new_tokens=6),
+        "blue_sampling": Sampling(temperature=0.8, max_new_tokens=8),
+        "iterations": 2,
+        "heldout_seeds": 4,
+        "seas": SeasSettings(
+            stage=StageSettings(seeds=6, attacks=3, replies=3, block=2, unsafe_above=0.02),
+            sft_rows=16,
+            red_sft=learning,
+            blue_sft=learning,
+            red_preference=preference,
+            blue_preference=preference,
+            general=GeneralSettings(first=2, later=3),
+        ),
+    }
+    return SeasConfig(**{**settings, **changes})
+
+
+def tiny_mart_config(folder: Path, **changes) -> MartConfig:
+    """About half of the tiny model's answers have a vowel and make their prompt a success; those without one are lessons."""
+    shared = {field.name: getattr(tiny_config(folder), field.name) for field in fields(RunConfig)}
+    optimizer = OptimizerSettings(learning_rate=1e-2)
+    training = EpochSettings(batch=4, max_steps=2, optimizer=optimizer)
+    thresholds = MartThresholds(theta_adv=0.98, theta_safe=0.98, theta_help=-1.0, stop_violation=0.0)
+    settings = {
+        **shared,
+        "game": GameConfig(num_exchanges=1, benign_prob=0.0),
+        "dialogues_per_cell": 4,
+        "dialogues_per_gap": 4,
+        "red_sampling": Sampling(temperature=0.7, max_new_tokens=6),
+        "blue_sampling": Sampling(temperature=0.7, max_new_tokens=8),
+        "rounds": 2,
+        "heldout_seeds": 4,
+        "mart": MartSettings(
+            seeds=MartSeeds(count=4),
+            round=RoundSettings(prompts=2, max_parents=5, block=2),
+            selection=SelectionSettings(source="given", thresholds=thresholds),
+            warm_rows=8,
+            warm_start=SupervisedSettings(steps=2, batch=4, optimizer=optimizer),
+            red_training=training,
+            blue_training=training,
+            instructions=InstructionSettings(count=2),
+        ),
+    }
+    return MartConfig(**{**settings, **changes})
+
+
 def run_here(folder: Path, runs: Path, **changes) -> Outcome:
-    """With a method of red alone among the changes, that one's tiny config."""
-    make = tiny_attack_config if changes.get("method") in attackers.METHODS else tiny_config
+    """With another method than GRTS's among the changes, that one's tiny config."""
+    makers = {
+        **dict.fromkeys(attackers.METHODS, tiny_attack_config),
+        "seas": tiny_seas_config,
+        "mart": tiny_mart_config,
+    }
+    make = makers.get(str(changes.get("method")), tiny_config)
     return run_method(make(folder, **changes), runs=runs, name="run", progress=SilentProgress(), offline=True)
 
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import re
 import shutil
 import sqlite3
+import sys
 import tomllib
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,11 +22,13 @@ from rtg_agents.policy import BASE, Sampling
 from rtg_agents.population import read_member
 from rtg_agents.progress import SilentProgress
 from rtg_agents.scripted import ATTACK_TEMPLATES
-from rtg_env.errors import ConfigError
-from rtg_env.goals import builtin
+from rtg_env.errors import ConfigError, MissingExtraError
+from rtg_env.goals import builtin, load, to_jsonl
 from rtg_env.transcripts import TranscriptStore
 from rtg_env.types import Action
+from rtg_solvers import session
 from rtg_solvers.attack_log import attacks_found, different
+from rtg_solvers.attack_rewards import AttackRewardSettings
 from rtg_solvers.cli import run
 from rtg_solvers.configs import to_mapping
 from rtg_solvers.evaluation.protocol import EvaluationSettings
@@ -30,15 +37,17 @@ from rtg_solvers.evaluation.tables import evaluation_tables
 from rtg_solvers.imitation import as_said
 from rtg_solvers.methods import registry
 from rtg_solvers.methods.attackers import METHODS, AttackConfig, Stage, cost, stages
-from rtg_solvers.oracles.gflownet import GFlowNetSettings
+from rtg_solvers.methods.grts import GRTSConfig
+from rtg_solvers.oracles.gflownet import BehaviourSettings, GFlowNetSettings
 from rtg_solvers.oracles.map_elites import MapElitesSettings, num_queries, num_rounds
 from rtg_solvers.report import write_report
 from rtg_solvers.session import read_result
 from tests.judges_for_runs import Consonants
-from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_attack_config
+from tests.rtg_solvers.runs import GOAL_FILE, run_here, run_until_killed, tiny_attack_config
 from tests.rtg_solvers.test_runs import contents
 
-TUNED = {"method": "gflownet", "tune": True, "dialogues_per_cell": 4, "dialogues_per_gap": 4}
+FEW = {"dialogues_per_cell": 4, "dialogues_per_gap": 4}
+TUNED = {"method": "gflownet", "tune": True, **FEW}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,7 @@ def test_a_gflownet_begins_at_the_sft_attacker_and_is_smoothed_from_there() -> N
 
 def test_the_in_context_attacker_needs_no_training() -> None:
     assert names(stages(AttackConfig(method="icl"))) == [("red_03", "icl")]
-    found = cost(AttackConfig(method="icl"), 80)
+    found = cost(AttackConfig(method="icl"), builtin())
     assert (found.training_steps, found.cells) == (0, 4)
 
 
@@ -97,12 +106,34 @@ def test_cross_attack_trains_every_attacker_against_every_target() -> None:
     assert found[: len(without)] == without
 
 
+def test_some_attackers_alone_are_trained_again_against_each_others_targets() -> None:
+    names = ("gflownet", "soft-reinforce", "ppo-novelty", "sft")
+    config = AttackConfig(method="cross-attack", attackers=names, retrain=True, retrained=("gflownet", "ppo-novelty"))
+    again = [
+        (stage.recipe, stage.against)
+        for stage in stages(config)
+        if stage.against.startswith("blue") and stage.against != "blue_00@v1"
+    ]
+    flow, ppo = "blue_01@v1", "blue_03@v1"
+    assert again == [
+        *(("gflownet", flow), ("smoothing", flow), ("gflownet", ppo), ("smoothing", ppo)),
+        *(("ppo-novelty", flow), ("ppo-novelty", ppo)),
+    ]
+
+
+def test_attackers_are_compared_at_equal_cost_unless_told_otherwise() -> None:
+    config = AttackConfig(method="cross-attack", attackers=("gflownet", "reinforce", "soft-reinforce", "ppo-novelty"))
+    assert (config.budget, AttackConfig(method="gflownet").budget) == (1280, 0)
+    assert "5120 victim queries" in cost(config, builtin()).steps_text
+    assert "2560 victim queries" in cost(replace(config, queries=640), builtin()).steps_text
+
+
 def test_a_budget_of_queries_decides_the_steps() -> None:
     settings = GFlowNetSettings(steps=7, micro_batches=2, groups=4, group_size=4, responses=5)
     half, none = settings, AttackConfig(method="reinforce").reinforce
     # Of 32 attacks a step half are replayed, the others are answered 5 times: 80 queries; without replay 160.
-    flow = cost(AttackConfig(method="gflownet", queries=800, gflownet=half), 1)
-    plain = cost(AttackConfig(method="reinforce", queries=800, reinforce=none), 1)
+    flow = cost(AttackConfig(method="gflownet", queries=800, gflownet=half), builtin())
+    plain = cost(AttackConfig(method="reinforce", queries=800, reinforce=none), builtin())
     sft = AttackConfig().sft.steps
     assert flow.training_steps == sft + 10 + AttackConfig().smoothing.training.steps
     assert plain.training_steps == sft + 5
@@ -118,6 +149,12 @@ def test_a_budget_of_queries_decides_the_steps() -> None:
         ({"attackers": ("icl", "icl")}, "expected different attackers"),
         ({"attackers": ()}, "got none"),
         ({"queries": -1}, "expected queries >= 0"),
+        (
+            {"queries": 9, "gflownet": GFlowNetSettings(behaviour=BehaviourSettings(replay_share=1.0, hot_share=0.0))},
+            "replay_share below 1",
+        ),
+        ({"retrained": ("gflownet",)}, "expected retrain = true"),
+        ({"retrain": True, "attackers": ("gflownet", "icl"), "retrained": ("icl",)}, "retrained among gflownet, got"),
         ({"reinforce": GFlowNetSettings()}, "expected reinforce.objective parity, leave-one-out or soft"),
         ({"gflownet": AttackConfig().reinforce}, "expected gflownet.objective vargrad, tb or pairwise"),
         ({"dialogues_per_cell": 1}, "dialogues_per_cell must be >= 2"),
@@ -160,6 +197,32 @@ def test_a_run_leaves_every_attacker_and_the_tuned_target_behind(tuned) -> None:
     write_report(tuned.path)
     page = (tuned.path / "report.html").read_text()
     assert "smoothed attacker" in page
+
+
+def gap_pairs(path: Path) -> dict[str, tuple[str, str]]:
+    """(red, blue) of every unit of the gaps, of which each has one pair."""
+    with sqlite3.connect(path / "run.db") as db:
+        rows = db.execute("SELECT DISTINCT block, red, blue FROM dialogues WHERE block LIKE 'oracle-gap/%'").fetchall()
+    found = {block.removeprefix("oracle-gap/"): (red[:6], blue[:7]) for block, red, blue in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_each_stage_is_compared_with_what_it_began_at_and_the_side_that_did_not_learn_gains_nothing(tuned) -> None:
+    pairs = gap_pairs(tuned.path)
+    # SFT from the base; the GFlowNet and smoothing from SFT; the target, tuned on red_05, from the base.
+    assert [pairs[f"{stage}/mixture"] for stage in range(4)] == [
+        ("red_00", "blue_00"),
+        ("red_03", "blue_00"),
+        ("red_03", "blue_00"),
+        ("red_05", "blue_00"),
+    ]
+    assert [pairs[f"{stage}/red"][0] for stage in range(4)] == ["red_03", "red_04", "red_05", "red_05"]
+    assert [pairs[f"{stage}/blue"][1] for stage in range(4)] == ["blue_00", "blue_00", "blue_00", "blue_01"]
+    gaps = tuned.result.oracle_gaps
+    stay = [gap.blue_gain for gap in gaps[:3]] + [gaps[3].red_gain]
+    assert [(gain.mean, gain.se) for gain in stay] == [(0.0, 0.0)] * 4
+    assert any(gap.red_gain.se > 0 for gap in gaps[:3])
 
 
 def test_a_run_without_a_tuned_target_measures_no_gain_of_blue(tiny_folder: Path, tmp_path: Path) -> None:
@@ -210,6 +273,40 @@ def test_several_attackers_meet_several_targets_in_one_matrix(tiny_folder: Path,
     met = {(block.split("/")[1], blue) for block, blue in rows}
     assert met == {("red_04@v1", "blue_00@v1"), ("red_06@v1", "blue_01@v1"), ("red_07@v1", "blue_02@v1")}
     assert len(rows) == 3 * 8
+    pairs = gap_pairs(tmp_path / "run")
+    # Every target begins at the base, and every PPO attacker at the SFT attacker, whoever is the newest by then.
+    assert [pairs[f"{stage}/mixture"] for stage in range(7)] == [
+        ("red_00", "blue_00"),
+        ("red_03", "blue_00"),
+        ("red_00", "blue_00"),
+        ("red_04", "blue_00"),
+        ("red_05", "blue_00"),
+        ("red_03", "blue_01"),
+        ("red_03", "blue_02"),
+    ]
+
+
+@pytest.mark.parametrize("method", ["sft", "icl", "map-elites"])
+def test_methods_that_compare_no_texts_run_without_the_judges_extra(
+    method: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "resolve_encoder", lambda **_: pytest.fail("the encoder is looked for"))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # as if it were not installed
+    archive = MapElitesSettings(rounds=0, responses=1)
+    found = run_here(tiny_folder, tmp_path, method=method, embeddings="sentences", archive=archive, **FEW).result
+    assert len(found.red) == 4
+
+
+@pytest.mark.parametrize("method", ["gflownet", "reinforce", "ppo-novelty", "active-attacks", "cross-attack"])
+def test_methods_that_compare_texts_ask_for_the_judges_extra_before_they_play(
+    method: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "resolve_encoder", lambda **_: tmp_path)
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(MissingExtraError, match="judges"):
+        run_here(tiny_folder, tmp_path, method=method, embeddings="sentences")
+    with TranscriptStore(tmp_path / "run/run.db", load(str(GOAL_FILE))) as store:
+        assert not [name for name in store.block_names() if store.block(name)]
 
 
 # What was found
@@ -217,7 +314,7 @@ def test_several_attackers_meet_several_targets_in_one_matrix(tiny_folder: Path,
 
 def log(tuned, version: str):
     config = tiny_attack_config(tuned.path).game
-    with TranscriptStore(tuned.path / "run.db", builtin()) as store:
+    with TranscriptStore(tuned.path / "run.db", load(str(GOAL_FILE))) as store:
         return attacks_found(store, config, version, "blue_00@v1"), store.block(f"cell/{version}/blue_00@v1")
 
 
@@ -245,7 +342,23 @@ def test_repeated_attacks_count_once(tuned) -> None:
     found, _ = log(tuned, "red_04@v1")
     once = different(found + found)
     assert len(once) == len({(attack.goal, attack.red.action.text) for attack in found})
-    assert len(different(once)) == len(once)
+    assert sum(len(attack.harms) for attack in once) == 2 * sum(len(attack.harms) for attack in found)
+    assert different(once) == once
+    two = different([found[0]._replace(harms=(1.0, 0.0)), found[0]._replace(harms=(0.5,))])
+    assert [attack.harms for attack in two] == [(1.0, 0.0, 0.5)]
+    assert two[0].harm == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("least", "learned"), [(4, True), (5, False)])
+def test_attacks_that_are_too_short_are_not_imitated(
+    least: int, learned: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    gflownet = replace(tiny_attack_config(tiny_folder).gflownet, reward=AttackRewardSettings(min_tokens=least))
+    sampling = Sampling(max_new_tokens=4)
+    outcome = run_here(tiny_folder, tmp_path, method="gflownet", gflownet=gflownet, red_sampling=sampling)
+    lineage = json.loads((outcome.path / "population/red_05/lineage.json").read_text())["lineage"]
+    assert max(attack.red.action.num_spoken for attack in log(outcome, "red_04@v1")[0]) == 4
+    assert (lineage["num_lessons"] > 0) == learned
 
 
 def test_commas_quotes_and_newlines_survive_from_the_log_to_the_lesson(tuned, backend) -> None:
@@ -283,13 +396,24 @@ def test_an_attacker_without_good_attacks_stays_its_reference(tiny_folder: Path,
 def test_an_evaluation_has_every_attacker_against_every_target(tuned, tmp_path: Path) -> None:
     path = shutil.copytree(tuned.path, tmp_path / "run")  # an evaluation is written into its run
     settings = EvaluationSettings(
-        attacks=4, responses=2, attempts=2, dialogues=2, benign=4, deals=4, dialogues_per_cell=2, embeddings="hashed"
+        attacks=4,
+        attacks_on_others=3,
+        responses=2,
+        attempts=2,
+        dialogues=2,
+        benign=4,
+        deals=4,
+        dialogues_per_cell=2,
+        embeddings="hashed",
     )
     found = evaluate_run(path, settings, progress=SilentProgress(), offline=True, judge=Consonants()).figures
     trained = {"red_03 SFT attacker", "red_04 GFlowNet attacker", "red_05 smoothed attacker"}
     attackers = {"base model", "plain goal", "held-out templates", "best of 2"} | trained
     pairs = {(one.attacker, one.target) for one in found.attacked}
     assert pairs == {(attacker, target) for attacker in attackers for target in ("base model", "blue_01")}
+    for one in found.attacked:  # best of 2 tries twice before
+        heard = 4 if one.target == "base model" else 3
+        assert one.queries == heard * (4 if one.attacker == "best of 2" else 2)
     assert {one.target for one in found.helped} == {"base model", "blue_01"}
     assert [point.iteration for point in found.gaps] == [4]
     spent = {one.attacker: one.training_queries for one in found.written}
@@ -333,8 +457,9 @@ def test_the_same_sentences_are_said_to_every_target(tuned, tmp_path: Path, caps
         assert set(wordy["harms"].values()) == {1.0}
         assert wordy["success"]["mean"] == 1.0
     texts = {attack.red.action.text for attack in log(tuned, "red_04@v1")[0]}
-    digests = {hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts}
-    assert set(found[1]["harms"]) <= digests
+    attacks = {(attack.goal, attack.red.action.text) for attack in log(tuned, "red_04@v1")[0]}
+    names = {f"{goal}/{hashlib.sha256(text.encode()).hexdigest()[:16]}" for goal, text in attacks}
+    assert set(found[1]["harms"]) <= names
     assert not any(text and text in out.read_text() for text in texts if len(text) > 4)
 
 
@@ -363,10 +488,10 @@ def test_an_archive_keeps_the_best_sentence_of_every_topic_and_style(tiny_folder
     outcome = run_here(tiny_folder, tmp_path, method="map-elites", archive=settings)
     member = read_member(outcome.path / "population/red_03")
     game = tiny_attack_config(tiny_folder).game
-    with TranscriptStore(outcome.path / "run.db", builtin()) as store:
+    with TranscriptStore(outcome.path / "run.db", load(str(GOAL_FILE))) as store:
         found = attacks_found(store, game, "red_03@v1", "blue_00@v1")
         blocks = [store.block(f"train/red_03@v1/{number:04d}") for number in range(3)]
-    goals = {goal.id: goal for goal in builtin().split("train").harmful}
+    goals = {goal.id: goal for goal in load(str(GOAL_FILE)).split("train").harmful}
     topics = {goal.category for goal in goals.values()}
     assert [len(block) for block in blocks] == [2 * 6 * len(topics), 12, 12]
     assert len(member.elites) == 6 * len(topics)
@@ -395,15 +520,81 @@ def test_a_budget_of_queries_decides_the_rounds_of_an_archive() -> None:
     assert num_queries(settings, 3, 96) == 96
 
 
+def test_the_cost_of_an_archive_is_what_the_run_then_does(tiny_folder: Path, tmp_path: Path) -> None:
+    chosen = [goal for goal in load(str(GOAL_FILE)) if goal.category in ("insult", "prank", "rumour")]
+    file = tmp_path / "few.jsonl"
+    file.write_text(to_jsonl(chosen))
+    changes = {"method": "map-elites", "goals": str(file), "archive": MapElitesSettings(rounds=1, mutations=4), **FEW}
+    expected = cost(tiny_attack_config(tiny_folder, **changes), load(str(file)))
+    outcome = run_here(tiny_folder, tmp_path, **changes)
+    with sqlite3.connect(outcome.path / "run.db") as db:
+        (dialogues,) = db.execute("SELECT COUNT(*) FROM dialogues").fetchone()
+        (queries,) = db.execute("SELECT COUNT(*) FROM dialogues WHERE block LIKE 'train/%'").fetchone()
+    num_topics = len({goal.category for goal in chosen})
+    assert queries == 3 * (6 * num_topics + 4)
+    assert expected.steps_text.endswith(f"{queries} victim queries among the dialogues")
+    assert expected.dialogues == dialogues
+
+
 # Settings
+
+
+def shown_on(page: str) -> dict:
+    """The settings in a page's table."""
+    return tomllib.loads(table_of(page))
+
+
+def table_of(page: str) -> str:
+    text = (Path(__file__).resolve().parents[2] / f"docs/{page}.md").read_text()
+    return text.split("```toml\n")[1].split("```")[0]
+
+
+class Setting(NamedTuple):
+    path: str
+    kind: str
+    default: object
+    is_shown: bool
+
+
+def settings_of(config: object, page: str, path: str = "") -> Iterator[Setting]:
+    """Every setting of a config. One without a default, which TOML has no word for, is shown behind a `#`."""
+    for field in fields(config):
+        value, here = getattr(config, field.name), f"{path}{field.name}"
+        if is_dataclass(value):
+            yield from settings_of(value, page, f"{here}.")
+            continue
+        shown: object = shown_on(page)
+        for name in here.split("."):
+            shown = shown.get(name, MISSING) if isinstance(shown, dict) else MISSING
+        commented = value is None and re.search(f"^# {field.name} = ", table_of(page), flags=re.MULTILINE)
+        yield Setting(here, f"{type(config).__name__}.{field.name}", value, shown is not MISSING or bool(commented))
 
 
 @pytest.mark.parametrize("page", ["attackers", "solve"])
 def test_what_a_page_shows_are_the_defaults_and_what_it_leaves_out_keeps_them(page: str) -> None:
-    text = (Path(__file__).resolve().parents[2] / f"docs/{page}.md").read_text()
-    shown = tomllib.loads(text.split("```toml\n")[1].split("```")[0])
-    config = registry.read_config(shown)
+    config = registry.read_config(shown_on(page))
     assert config == type(config)(method=config.method)
+
+
+def test_the_two_pages_show_every_setting() -> None:
+    """attackers.md leaves out what is as in solve.md, [reinforce] what is as in [gflownet], and every other table what is as
+    in the first one of its kind (`optimizer`)."""
+    refused = "Sampling.min_new_tokens"  # runs take no other value
+    both = [one for one in settings_of(GRTSConfig(), "solve") if one.kind != refused]
+    assert [one.path for one in both if not one.is_shown] == []
+    own = [one for one in settings_of(AttackConfig(), "attackers") if one.kind != refused]
+    to_be_read = {one.path: one.default for one in both}  # what a reader takes a setting for that is not shown
+    to_be_read |= {one.path.replace("gflownet.", "reinforce."): one.default for one in own if "gflownet." in one.path}
+    first: dict[str, object] = {}
+    for one in own:
+        if one.is_shown:
+            first.setdefault(one.kind, one.default)
+    missing = [
+        one.path
+        for one in own
+        if not one.is_shown and to_be_read.get(one.path, first.get(one.kind, MISSING)) != one.default
+    ]
+    assert missing == []
 
 
 @pytest.mark.parametrize(

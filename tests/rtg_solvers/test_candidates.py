@@ -17,6 +17,7 @@ from rtg_env.transcripts import TranscriptStore
 from rtg_env.types import Verdict
 from rtg_solvers import loop
 from rtg_solvers.empirical import Mixture
+from rtg_solvers.evaluation.protocol import queries_spent
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles import candidates
 from rtg_solvers.oracles.candidates import Choice, candidate_steps, choose, choose_checkpoint
@@ -191,6 +192,8 @@ def test_the_chosen_checkpoint_takes_the_name_of_the_member(
         for step in (3, 4)
     ]
     assert same == [chosen == 0, chosen == 1]
+    # Four steps of eight dialogues, then two checkpoints on two deals.
+    assert queries_spent(ctx.store, [asked.version]) == 4 * 8 + 2 * 2
     assert set(backend.versions) == {"base", asked.version, "kept-3", "kept-4"}
     assert member.lineage["selection"] == {
         "rule": "cardinality",

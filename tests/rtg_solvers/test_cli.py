@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rtg_solvers.cli import run
+from rtg_solvers.cli import _METHOD_HELP, run
+from rtg_solvers.methods import attackers, registry
+from tests.rtg_solvers.runs import GOAL_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +24,7 @@ def settings(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     path = tmp_path_factory.mktemp("config") / "tiny.json"
     config = {
         "model": str(tiny_folder),
+        "goals": str(GOAL_FILE),
         "judge": "tests.judges_for_runs:Vowels",
         "report_judge": "tests.judges_for_runs:Consonants",
         "dialogues_per_cell": 4,
@@ -70,10 +73,10 @@ def test_the_default_name_follows_from_the_settings(solved: Path, settings: Path
 def test_dry_run_counts_the_work_and_does_none_of_it(settings: Path, tmp_path: Path, capsys) -> None:
     assert run(["solve", "--config", str(settings), "--runs", str(tmp_path), "--dry-run"]) == 0
     text = capsys.readouterr().out
-    # 4 x 2 cells of 4, 3 x 2 gap units of 4, 4 x 80 held-out goals, 2 x 1 steps of 4.
+    # 4 x 2 cells of 4, 3 x 2 gap units of 4, 4 x 16 held-out goals, 2 x 1 steps of 4.
     assert re.search(r"payoff cells\s+8\b", text)
-    assert re.search(rf"dialogues\s+{8 * 4 + 6 * 4 + 4 * 80 + 2 * 4}\b", text)
-    assert f"of playing {8 * 4 + 6 * 4 + 4 * 80 + 2 * (4 + 4)} dialogues" in text  # a step costs as much again to learn
+    assert re.search(rf"dialogues\s+{8 * 4 + 6 * 4 + 4 * 16 + 2 * 4}\b", text)
+    assert f"of playing {8 * 4 + 6 * 4 + 4 * 16 + 2 * (4 + 4)} dialogues" in text  # a step costs as much again to learn
     assert not list(tmp_path.iterdir())
 
 
@@ -250,7 +253,8 @@ class NoTorch:
         if name.split(".")[0] == "torch":
             raise ModuleNotFoundError("No module named 'torch'", name="torch")
 sys.meta_path.insert(0, NoTorch())
-from rtg_solvers.cli import run
+from rtg_solvers.cli import _METHOD_HELP, run
+from rtg_solvers.methods import attackers, registry
 sys.exit(run(sys.argv[1:]))
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in (".", "agents", "solvers"))}
@@ -288,6 +292,14 @@ def test_help_teaches(capsys) -> None:
     assert "quick preset" in text
 
 
+def test_help_says_in_a_phrase_what_each_method_does() -> None:
+    phrases = re.findall(r"([a-z-]+) \((.*?)\)[,.]", _METHOD_HELP)
+    assert [name for name, _ in phrases] == list(registry.METHODS)
+    assert all(phrase for _, phrase in phrases)
+    page = (ROOT / "docs/attackers.md").read_text()
+    assert all(f"| `{name}` |" in page for name in attackers.METHODS)
+
+
 def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(settings: Path, tmp_path: Path) -> None:
     """Files may not grow beyond 200 kB: the run database hits that limit in the middle of the work."""
     command = [
@@ -301,6 +313,8 @@ def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(settings: Path, tmp_
         str(tmp_path),
         "--name",
         "r",
+        "--goals",
+        "builtin",
     ]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/agents:{ROOT}/solvers", "HF_HUB_OFFLINE": "1"}
 

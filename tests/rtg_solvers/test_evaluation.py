@@ -190,6 +190,15 @@ def test_naturalness_is_the_base_models_loss_on_the_sentence_alone(backend, foun
         assert one.perplexity == pytest.approx(math.exp(one.nats_per_token.mean))
 
 
+def test_what_training_cost_is_known_of_learned_attackers_alone(finished: Path, found) -> None:
+    weights = dict(zip(read_finished(finished).result.red, read_finished(finished).result.red_mixture, strict=True))
+    spent = {one.attacker: one.training_queries for one in found.figures.written}
+    # Two steps of eight dialogues of one exchange; no dialogue of the tiny run is unscored.
+    assert spent.pop("newest red") == 16
+    assert spent.pop("red mixture") == (16 if weights["red_03@v1"] > 0 else 0)
+    assert set(spent.values()) == {0}
+
+
 def test_a_finished_evaluation_is_read_back_and_costs_nothing(finished: Path, found) -> None:
     before = (finished / "run.db").read_bytes()
     again = evaluate(finished)
@@ -248,7 +257,10 @@ def test_a_missing_member_is_named(finished: Path, tmp_path: Path) -> None:
         evaluate(copy, replace(SMALL, seed=3))
 
 
-@pytest.mark.parametrize(("name", "value"), [("attacks", 1), ("deals", 5), ("curve_deals", 2), ("fresh_steps", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("attacks", 1), ("deals", 5), ("curve_deals", 2), ("fresh_steps", -1), ("attacks_on_others", 65)],
+)
 def test_settings_out_of_range_are_refused(name: str, value: int) -> None:
     with pytest.raises(ConfigError, match=name):
         EvaluationSettings(**{name: value})

@@ -55,7 +55,7 @@ IDS = torch.arange(3, 43).reshape(2, 20)
 @pytest.fixture(scope="module")
 def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run whose mixtures play every member alike: adapter and base for blue, scripts too for red."""
-    path = run_here(tiny_folder, tmp_path_factory.mktemp("runs"), method="fictitious-play").path
+    path = run_here(tiny_folder, tmp_path_factory.mktemp("runs"), method="fictitious-play", goals="builtin").path
     for member, scale in (("blue_01", 0.3), ("red_03", 0.3)):
         _louder(path / "population" / member / "adapter_model.safetensors", scale)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from rtg_agents.population import Population, untrained_members
 from rtg_agents.progress import SilentProgress, WorkMeter
 from rtg_env.encoding import HashingEncoder
 from rtg_env.errors import ConfigError
-from rtg_env.goals import builtin
+from rtg_env.goals import GoalSet, builtin
 from rtg_env.rules import GameConfig
 from rtg_env.transcripts import TranscriptStore
 from rtg_env.types import Verdict
@@ -119,6 +120,51 @@ def test_replayed_attacks_cost_no_queries(backend, tmp_path: Path) -> None:
     assert all(f["grad_norm"] > 0 for f in figures(ctx))
 
 
+def test_a_step_replays_its_share_and_costs_what_it_should(backend, tmp_path: Path) -> None:
+    ctx = context(backend, tmp_path)
+    behaviour = BehaviourSettings(replay_share=0.5, hot_share=0.0)
+    changes = {"groups": 1, "group_size": 2, "micro_batches": 4, "steps": 5, "behaviour": behaviour}
+    oracle(backend, **changes).respond(task(ctx))
+    queries = [f["num_queries"] for f in figures(ctx)]
+    assert set(queries) == {4 * 2 * 2, 2 * 2 * 2}  # nothing to replay at first, then two micro-batches of four
+    assert queries[-1] == 2 * 2 * 2
+
+
+def test_all_attacks_of_a_step_on_one_goal_share_a_normaliser(backend, tmp_path: Path, monkeypatch) -> None:
+    from rtg_solvers import balance
+
+    seen = []
+
+    def spy(trainer, sequences, log_reward, groups, objective):
+        seen.append((sequences, groups))
+        return original(trainer, sequences, log_reward, groups, objective)
+
+    original = balance.balance_step
+    monkeypatch.setattr(balance, "balance_step", spy)
+    ctx = context(backend, tmp_path)
+    ctx = replace(ctx, game=replace(ctx.game, goals=GoalSet(GOALS.harmful[:2])))
+    oracle(backend, behaviour=BehaviourSettings(replay_share=0.5, hot_share=0.0), steps=3).respond(task(ctx))
+    sequences, groups = seen[-1]
+    assert len(sequences) == 12  # two goals, three fresh and three replayed attacks on each
+    prompts = [sequence.ids[: sequence.spans[0][0]] for sequence in sequences]
+    assert [groups.count(group) for group in dict.fromkeys(groups)] == [6, 6]
+    for first, own in zip(prompts, groups, strict=True):
+        assert all((first == other) == (own == group) for other, group in zip(prompts, groups, strict=True))
+
+
+@pytest.mark.parametrize("replay_share", [0.0, 0.5])
+def test_no_step_exceeds_the_budget_of_queries(replay_share: float, backend, tmp_path: Path) -> None:
+    ctx = context(backend, tmp_path)
+    settings = GFlowNetSettings(
+        **{**SMALL, "steps": 9, "behaviour": BehaviourSettings(replay_share=replay_share, hot_share=0.0)}
+    )
+    GFlowNetOracle(backend, settings, HashingEncoder(64), queries=100).respond(task(ctx))
+    spent = [f["num_queries"] for f in figures(ctx)]
+    # A fresh micro-batch costs 2 * 3 * 2 = 12.
+    assert 100 - 24 < sum(spent) <= 100
+    assert len(spent) == (4 if replay_share == 0.0 else 7)
+
+
 def test_a_killed_training_ends_as_if_nothing_had_happened(backend, tmp_path: Path) -> None:
     from rtg_agents.hf import TorchBackend
     from rtg_agents.lora import LoraSettings
@@ -208,7 +254,8 @@ def test_behaviour_out_of_range_is_refused(changes: dict) -> None:
 def test_fresh_and_replayed_attacks_are_scored_alike(backend, tmp_path: Path) -> None:
     # Truncated or ended by itself: log P_F as it was sampled, and as the scorer has it later.
     ctx = context(backend, tmp_path)
-    asked = oracle(backend, behaviour=BehaviourSettings(replay_share=0.0, hot_share=0.0), steps=1)
+    many = {"steps": 1, "micro_batches": 1, "groups": 8, "group_size": 16, "responses": 1}
+    asked = oracle(backend, behaviour=BehaviourSettings(replay_share=0.0, hot_share=0.0), **many)
     asked.respond(task(ctx))
     name = "train/red_03@v1/0000"
     actions = spoken(tree_from_block(ctx.store.block(name), ctx.store.block_data(name)))
@@ -216,7 +263,13 @@ def test_fresh_and_replayed_attacks_are_scored_alike(backend, tmp_path: Path) ->
     scored = backend.score(
         [TokenSequence.of_sentence("fresh", a.prompt_ids, a.token_ids, min_tokens=1) for a in actions]
     )
+    ends = {reason: [a for a in actions if a.finish_reason == reason] for reason in ("length", "stop")}
+    assert len(ends["length"]) + len(ends["stop"]) == len(actions) == 128
+    assert min(len(some) for some in ends.values()) >= 3
+    assert {len(a.token_ids) for a in ends["length"]} == {6}
+    assert all(a.token_ids[-1] in backend.tokenizer.end_ids for a in ends["stop"])
     for action, row in zip(actions, scored, strict=True):
         np.testing.assert_allclose(row, action.logps, atol=1e-4)
+        assert sum(row) == pytest.approx(sum(action.logps), abs=1e-4)
         assert len(action.token_ids) >= 1
         assert action.token_ids[0] not in backend.tokenizer.end_ids

@@ -14,7 +14,7 @@ import pytest
 
 from rtg_agents.population import Member
 from rtg_env.errors import ConfigError, JudgeError, MissingExtraError, SolverError
-from rtg_env.goals import builtin
+from rtg_env.goals import builtin, load
 from rtg_solvers import loop, meta_solvers
 from rtg_solvers.evaluation import games
 from rtg_solvers.methods.grts import GRTSConfig, cost
@@ -80,7 +80,7 @@ def killed(tiny_folder: Path, runs: Path, point: str, **changes) -> None:
 
 def test_the_cost_is_what_a_run_with_this_oracle_then_does(solved, tiny_folder: Path, few_goals: str) -> None:
     kind, outcome = solved
-    expected = cost(tiny_config(tiny_folder, **SMALL, goals=few_goals, red_oracle=kind), num_heldout=2)
+    expected = cost(tiny_config(tiny_folder, **SMALL, goals=few_goals, red_oracle=kind), load(few_goals))
     found = units(outcome.path, "%")
     assert len(outcome.result.red) == 4  # else there are fewer cells
     assert (expected.dialogues, expected.cells) == (sum(found.values()), len(units(outcome.path, "cell/%")))

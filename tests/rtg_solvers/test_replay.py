@@ -73,6 +73,23 @@ def test_draws_are_in_proportion_to_the_score_and_never_twice() -> None:
         assert sorted(attack.text for attack in group) == ["a", "b", "c"]
 
 
+def test_a_context_has_room_for_a_group_however_many_there_are() -> None:
+    settings = ReplaySettings(capacity=4, edit_share=0.0, max_cosine=1.0)
+    buffer = ReplayBuffer(settings, num_contexts=251, group_size=3)
+    buffer.add([kept(text, 0.5) for text in "abcd"])
+    assert (len(buffer), buffer.contexts(3)) == (3, ("g",))
+
+
+def test_contexts_that_are_wanted_first_come_first() -> None:
+    buffer = ReplayBuffer(ReplaySettings(edit_share=0.0, max_cosine=1.0))
+    buffer.add([kept(text, 0.5, context) for context in "ghijk" for text in "ab"] + [kept("a", 0.5, "poor")])
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        groups = buffer.draw(rng, num_groups=3, group_size=2, first=["poor", "k", "unknown", "h", "k"])
+        assert [group[0].context for group in groups[:2]] == ["k", "h"]
+        assert groups[2][0].context in {"g", "i", "j"}
+
+
 def test_only_contexts_with_a_whole_group_are_drawn() -> None:
     buffer = ReplayBuffer(ReplaySettings(edit_share=0.0, max_cosine=1.0))
     buffer.add([kept("a", 0.5, "g"), kept("b", 0.5, "g"), kept("c", 0.5, "h")])

@@ -10,18 +10,22 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from rtg_env.dialogue import Transcript
 from rtg_env.errors import RunError
 from rtg_env.goals import Goal, GoalSet, load
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_env.types import Action, Exchange, Verdict
+from rtg_solvers.gain_rows import restricted_row, stage_rows
 from rtg_solvers.gaps import Gap
 from rtg_solvers.geometry import Shape
 from rtg_solvers.measures import Estimate
-from rtg_solvers.report import _notable, write_report
+from rtg_solvers.methods.attackers import Stage
+from rtg_solvers.report import _notable, _panels, write_report
 from rtg_solvers.result import Result, from_json, to_json
 from rtg_solvers.run import RunDirectory
+from rtg_solvers.terminal import result_tables
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -237,10 +241,6 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_closing_tables_fit_eighty_columns() -> None:
-    from rich.console import Console
-
-    from rtg_solvers.terminal import result_tables
-
     console = Console(width=80, file=io.StringIO(), record=True)
     for table in result_tables(result("best response 1")):
         console.print(table)
@@ -250,6 +250,58 @@ def test_the_closing_tables_fit_eighty_columns() -> None:
     assert "held-out gain" in text
     assert "0.300 on harmful goals" in text
     assert "0.750 on benign ones" in " ".join(text.split())
+
+
+def in_stages() -> tuple[Result, tuple[Stage, ...]]:
+    """A target tuned on an attacker that began at another one; every gap has figures of its own."""
+    stages = (
+        Stage(version="red_01@v1", recipe="sft", against="blue_00@v1"),
+        Stage(version="red_02@v1", recipe="ppo-novelty", against="blue_00@v1", reference="red_01@v1"),
+        Stage(version="blue_01@v1", recipe="safety", against="red_02@v1", sources=("red_02@v1",)),
+    )
+    gaps = [
+        Gap(red_deviation="", blue_deviation="", red_gain=estimate(0.1 * k), blue_gain=estimate(-0.1 * k))
+        for k in (1, 2, 3)
+    ]
+    return replace(result("x"), oracle_gaps=tuple(gaps)), stages
+
+
+def test_of_a_run_in_stages_every_stage_has_its_gain_and_who_did_not_learn_has_none() -> None:
+    found, stages = in_stages()
+    rows = {row.what: row.texts for row in [*stage_rows(found, stages), restricted_row(found)]}
+    assert rows == {
+        "red_01 over red_00 vs blue_00": (str(estimate(0.1)), "did not learn"),
+        "red_02 over red_01 vs blue_00": (str(estimate(0.2)), "did not learn"),
+        "blue_01 over blue_00 vs red_02": ("did not learn", str(estimate(-0.3))),
+        "restricted_gap": (str(estimate(-0.1)), "no other member"),  # blue has one
+    }
+
+
+def test_the_tables_of_a_run_in_stages_fit_eighty_columns() -> None:
+    console = Console(width=80, file=io.StringIO(), record=True)
+    found, stages = in_stages()
+    for table in result_tables(replace(found, blue=("blue_00@v1",)), stages):
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert "blue_01 over blue_00 vs red_02" in text
+    assert "sum" not in text
+
+
+def test_training_curves_say_what_their_kl_is_of() -> None:
+    steps = [{"version": "red_02@v1", "role": "red", "step": 0, "utility": 0.5, "kl": 0.1, "loss": 2.0}]
+    lesson = {"version": "red_01@v1", "role": "red", "step": 0, "utility": None, "kl": None, "loss": 3.0}
+    stages = in_stages()[1]
+    assert [panel.title for panel in _panels([*steps, lesson], ())] == [
+        "utility while training",
+        "KL to the base model",
+    ]
+    both = {panel.title: list(panel.figures) for panel in _panels([*steps, lesson], stages)}
+    assert list(both) == ["utility while training", "KL to where training began", "loss of maximum likelihood"]
+    assert both["loss of maximum likelihood"] == [lesson]
+    # A GFlowNet's steps have no KL, and a panel without any figure is left out.
+    assert [panel.name for panel in _panels([{**steps[0], "kl": None}], stages)] == ["utility"]
+    assert [panel.name for panel in _panels([lesson], stages)] == ["loss"]
 
 
 def test_the_parts_of_the_value_are_weighted_by_both_mixtures() -> None:

@@ -21,6 +21,7 @@ from rtg_env.types import Action, Exchange, Verdict
 from rtg_solvers import loop
 from rtg_solvers.advantages import returns_to_go
 from rtg_solvers.empirical import Mixture
+from rtg_solvers.evaluation.protocol import queries_spent
 from rtg_solvers.lessons import Lessons, Sentence, collect_lessons, flat_share
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.rl import RLOracle, RLSettings, own_adapters
@@ -245,6 +246,27 @@ def test_dialogues_a_judge_failed_on_are_played_again_before_training(backend, t
     shares = [sum(p.transcript.unscored for p in ctx.store.block(n)) / 16 for n in blocks]
     # One in five fails; three tries leave about one in 125.
     assert np.mean(shares) < 0.1
+
+
+class Counting(Flaky):
+    """Knows how many answers it has seen."""
+
+    def __init__(self) -> None:
+        self.num_cases = 0
+
+    def judge(self, cases):
+        self.num_cases += len(cases)
+        return super().judge(cases)
+
+
+@pytest.mark.parametrize("role", ["red", "blue"])
+def test_every_answer_of_blue_in_training_is_a_query_those_played_again_too(role, backend, tmp_path) -> None:
+    judge = Counting()
+    ctx = context(backend, tmp_path, judge=judge, num_exchanges=2)
+    asked = task(role, ctx)
+    RLOracle(backend, RLSettings(steps=2, dialogues_per_step=8)).respond(asked)
+    assert judge.num_cases > 2 * 8 * 2  # some were played again
+    assert queries_spent(ctx.store, [asked.version]) == judge.num_cases
 
 
 def scored(backend, seeds, version=BASE):

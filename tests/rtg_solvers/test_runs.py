@@ -33,7 +33,7 @@ from rtg_solvers.run import RunDirectory
 from rtg_solvers.session import check_goals, check_identity, read_result, resolve_judge
 from rtg_solvers.trainer import Trainer
 from tests.doubles import BENIGN, GOALS, HARMFUL
-from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_config
+from tests.rtg_solvers.runs import GOAL_FILE, run_here, run_until_killed, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +84,7 @@ def test_cells_share_goals_and_seeds(finished) -> None:
 
 
 def test_no_training_touches_heldout_goals(finished) -> None:
-    from rtg_env.goals import builtin
-
-    goals = builtin()
+    goals = load(str(GOAL_FILE))
     with sqlite3.connect(finished.path / "run.db") as db:
         used = db.execute("SELECT DISTINCT block, goal_id FROM dialogues").fetchall()
     for block, goal_id in used:
@@ -200,7 +198,7 @@ def test_a_run_killed_while_it_chooses_a_checkpoint_ends_with_the_same_member(
 
 def test_the_cost_of_diversity_is_what_the_run_then_does(chosen, choosing: dict, tiny_folder: Path) -> None:
     outcome, done = chosen
-    expected = cost(tiny_config(tiny_folder, **choosing), num_heldout=1)
+    expected = cost(tiny_config(tiny_folder, **choosing), load(choosing["goals"]))
     with sqlite3.connect(outcome.path / "run.db") as db:
         (dialogues,) = db.execute("SELECT COUNT(*) FROM dialogues").fetchone()
         sizes = db.execute("SELECT size FROM blocks WHERE name LIKE 'select/%' ORDER BY name").fetchall()
@@ -208,7 +206,7 @@ def test_the_cost_of_diversity_is_what_the_run_then_does(chosen, choosing: dict,
     assert expected.dialogues == dialogues
     assert expected.units == pytest.approx(done)
     without = replace(choosing["rl"], diversity=DiversitySettings())
-    plain = cost(tiny_config(tiny_folder, **{**choosing, "rl": without}), num_heldout=1)
+    plain = cost(tiny_config(tiny_folder, **{**choosing, "rl": without}), load(choosing["goals"]))
     assert expected.dialogues - plain.dialogues == 12
     assert expected.units - plain.units == pytest.approx(
         12 + 4 * (step_units(without, 1) - step_units(without))  # one adapter is compared with in the second iteration
@@ -224,11 +222,9 @@ def test_naming_a_judge_leaves_the_import_path_as_it_was(monkeypatch: pytest.Mon
 
 
 def test_two_processes_cannot_work_on_one_run(finished, tiny_folder: Path) -> None:
-    from rtg_env.goals import builtin
-
     settings = json.loads((finished.path / "config.json").read_text())
     with (
-        RunDirectory(finished.path.parent, "run", settings, builtin()),
+        RunDirectory(finished.path.parent, "run", settings, load(str(GOAL_FILE))),
         pytest.raises(RunError, match="another process"),
     ):
         run_here(tiny_folder, finished.path.parent)
@@ -360,7 +356,7 @@ def test_several_exchanges_and_red_members_can_be_solved(tiny_folder: Path, tmp_
 
 
 def test_the_cost_is_what_the_run_then_does(finished, tiny_folder: Path) -> None:
-    expected = cost(tiny_config(tiny_folder), num_heldout=80)
+    expected = cost(tiny_config(tiny_folder), load(str(GOAL_FILE)))
     with sqlite3.connect(finished.path / "run.db") as db:
         (dialogues,) = db.execute("SELECT COUNT(*) FROM dialogues").fetchone()
         (steps,) = db.execute("SELECT COUNT(*) FROM blocks WHERE name LIKE 'step/%'").fetchone()
@@ -401,8 +397,8 @@ def test_alternating_best_response_lets_blue_meet_the_red_that_has_just_learned(
     assert lineage["against"] == {"red_00@v1": 0.0, "red_01@v1": 0.0, "red_02@v1": 0.0, "red_03@v1": 1.0}
     newest = [(gap.red_deviation, gap.blue_deviation) for gap in outcome.result.oracle_gaps]
     assert newest == [("red_03@v1", "blue_00@v1"), ("red_03@v1", "blue_01@v1")]
-    num_heldout = len(load("builtin").split("heldout").harmful)
-    assert sum(done) == pytest.approx(cost(tiny_config(tiny_folder, method="alternating"), num_heldout).units)
+    expected = cost(tiny_config(tiny_folder, method="alternating"), load(str(GOAL_FILE)))
+    assert sum(done) == pytest.approx(expected.units)
 
 
 def test_methods_differ_in_whom_they_prepare_for_and_in_what_they_report() -> None:

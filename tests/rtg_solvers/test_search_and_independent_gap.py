@@ -20,6 +20,7 @@ from rtg_env.transcripts import TranscriptStore
 from rtg_env.types import Action, Observation
 from rtg_solvers import loop
 from rtg_solvers.empirical import Mixture
+from rtg_solvers.evaluation.protocol import queries_spent
 from rtg_solvers.gaps import independent_gap, measure_gap
 from rtg_solvers.oracles.search import SearchOracle, SearchSettings, draw_scripts
 from rtg_solvers.rollout import Game, play
@@ -106,6 +107,14 @@ def test_search_finds_the_one_tactic_that_works_and_says_what_it_gains_elsewhere
 def test_search_that_finds_nothing_better_returns_nothing(tmp_path) -> None:
     asked = task(tmp_path, blue=always_refuse("blue_00@v1"))
     assert SearchOracle(SearchSettings(candidates=4, dialogues_per_half=10)).respond(asked) is None
+
+
+def test_every_answer_in_a_search_is_a_query(tmp_path) -> None:
+    asked = task(tmp_path, num_exchanges=2)
+    oracle = SearchOracle(SearchSettings(candidates=3, dialogues_per_half=6), [(SKETCH,), ("{goal}",), ("x",)])
+    oracle.respond(asked)
+    # Three candidates on one half of the deals; the best one and the mixture on the other; two exchanges in each.
+    assert queries_spent(asked.context.store, [asked.version]) == (3 + 2) * 6 * 2
 
 
 def test_search_goes_on_where_it_was_cut_off(tmp_path, monkeypatch) -> None:

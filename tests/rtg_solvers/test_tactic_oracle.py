@@ -27,6 +27,7 @@ from rtg_env.transcripts import TranscriptStore
 from rtg_env.types import Action, Observation
 from rtg_solvers import loop
 from rtg_solvers.empirical import Mixture
+from rtg_solvers.evaluation.protocol import queries_spent
 from rtg_solvers.oracles.tactics import TacticOracle, TacticSettings
 from rtg_solvers.rollout import Game
 from rtg_solvers.tactic_trainer import TacticTrainer
@@ -150,6 +151,7 @@ def test_opponents_are_drawn_by_the_mixture_one_per_dialogue(tmp_path) -> None:
     asked = task(tmp_path, blues, [0.75, 0.25, 0.0], num_exchanges=2)
     TacticOracle(TacticSettings(num_envs=16, steps=4, updates=3, epochs=1)).respond(asked)
     played = dialogues(asked)
+    assert queries_spent(asked.context.store, [asked.version]) == len(played) * 2 == 16 * 4 * 3 * 2
     counts = Counter(item.blue for item in played)
     assert set(counts) == {"blue_00@v1", "blue_01@v1"}
     assert counts["blue_00@v1"] / len(played) == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / len(played)) ** 0.5)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, cast
 
@@ -23,7 +23,7 @@ from rtg_agents.population import untrained_members
 from rtg_env import rules
 from rtg_env.errors import ConfigError
 from rtg_env.judges.base import Encoder, Judge
-from rtg_env.transcripts import Played
+from rtg_env.transcripts import Played, TranscriptStore
 from rtg_env.types import Role
 from rtg_solvers.empirical import Mixture
 from rtg_solvers.evaluation import attacks as attacks_module
@@ -50,6 +50,9 @@ class EvaluationSettings:
 
     attacks: int = 64
     """Sentences per attacker, on held-out harmful goals in turn; at least 2."""
+
+    attacks_on_others: int = 0
+    """Of these, so many (the first) are said to targets other than the base model, at least 2; 0: all."""
 
     responses: int = 5
     """Answers to each (k), at least 1."""
@@ -92,6 +95,15 @@ class EvaluationSettings:
             if getattr(self, name) < low or (name.endswith("deals") and getattr(self, name) % 2):
                 even = "an even number " if name.endswith("deals") else ""
                 raise ConfigError(f"{name} must be {even}>= {low}, got {getattr(self, name)!r}")
+
+        if self.attacks_on_others and not 2 <= self.attacks_on_others <= self.attacks:
+            raise ConfigError(
+                f"attacks_on_others must be 0 or from 2 to attacks ({self.attacks}), got {self.attacks_on_others}"
+            )
+
+    def said_to(self, target: str) -> int:
+        """Sentences that a target hears of each attacker."""
+        return self.attacks if target == BASE_TARGET else self.attacks_on_others or self.attacks
 
     @property
     def digest(self) -> str:
@@ -205,10 +217,14 @@ class Protocol:
             # The same goals for every attacker.
             name, draw = f"{self._name}/said/{attacker}", _drawing(version, mixture, "red")
             said = attacks_module.collect(self._bench, name, draw, count=count, rng=self._rng("said"))
-            rows = {target: self._answered(attacker, target, said, blue) for target, blue in draws.items()}
+            heard = {target: said[: self._settings.said_to(target)] for target in draws}
+            rows = {target: self._answered(attacker, target, heard[target], blue) for target, blue in draws.items()}
             figures += [one for one, _ in rows.values()]
-            written.append(self._written(attacker, said, rows[BASE_TARGET][1], self._training_queries(version)))
+            written.append(
+                self._written(attacker, said, rows[BASE_TARGET][1], self._training_queries(version, mixture))
+            )
         for target, blue in draws.items():
+            count = self._settings.said_to(target)
             tried = attacks_module.best_of(
                 self._bench,
                 f"{self._name}/tried/{target}",
@@ -239,15 +255,13 @@ class Protocol:
         again = attacks_module.judged(game, played, self._judge)
         return figures, attacks_module.success_of(again, self._settings.responses)[0]
 
-    def _training_queries(self, version: str) -> int:
-        """What was spent on an attacker, and on those whose attacks it learned from."""
-        if version not in self._bench.population.names("red"):
-            return 0
-        sources = cast("list[str]", self._bench.population[version].lineage.get("sources", []))
-        prefixes = tuple(f"step/{name}/" for name in (version, *sources))
-        store = self._bench.run.store
-        steps = [store.block_data(name) for name in store.block_names() if name.startswith(prefixes)]
-        return sum(int(str(step.get("num_queries", 0))) for step in steps)
+    def _training_queries(self, version: str, mixture: Mixture) -> int:
+        """What was spent on an attacker, and on those whose attacks it learned from; for a mixture on all it plays."""
+        played = [name for name, share in zip(mixture.red_names, mixture.red, strict=True) if share > 0]
+        members = set([version] if version else played) & set(self._bench.population.names("red"))
+        for name in tuple(members):
+            members.update(cast("list[str]", self._bench.population[name].lineage.get("sources", [])))
+        return queries_spent(self._bench.run.store, members)
 
     def _written(
         self, attacker: str, said: Sequence[Attack], succeeded: np.ndarray, training_queries: int = 0
@@ -335,6 +349,13 @@ class Protocol:
             )
             for target, (refusal, helpful) in figures.items()
         )
+
+
+def queries_spent(store: TranscriptStore, versions: Collection[str]) -> int:
+    """Answers of targets that were spent to find some members: in their steps, and to choose a script or a checkpoint."""
+    prefixes = tuple(f"{unit}/{name}/" for unit in ("step", "search", "select") for name in versions)
+    units = [store.block_data(name) for name in store.block_names() if name.startswith(prefixes)]
+    return sum(int(str(unit.get("num_queries", 0))) for unit in units)
 
 
 def by_members(config: AnyConfig) -> bool:

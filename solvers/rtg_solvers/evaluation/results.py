@@ -72,7 +72,8 @@ class Written:
     """Of those that succeed against the base model."""
 
     training_queries: int
-    """Answers of targets that were spent to train the attacker; 0 for mixtures, scripts and what is not a member."""
+    """Answers of targets that were spent to train the attacker, or to choose it: of a mixture to train all its members; 0 for
+    what learned nothing. Payoff cells are the loop's own and do not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

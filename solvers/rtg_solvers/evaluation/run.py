@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from rtg_agents.models import resolve_model
 from rtg_agents.progress import Progress, WorkMeter
 from rtg_env.errors import ConfigError, RunError
-from rtg_env.judges.base import Judge
+from rtg_env.judges.base import Encoder, Judge
 from rtg_env.transcripts import TranscriptStore
 from rtg_solvers.configs import from_mapping
 from rtg_solvers.evaluation.protocol import EvaluationSettings, Protocol, by_members, num_sides
 from rtg_solvers.evaluation.results import Evaluation
 from rtg_solvers.finished import read_finished
+from rtg_solvers.methods import registry
 from rtg_solvers.methods.registry import AnyConfig
 from rtg_solvers.oracles.rl import step_units
 from rtg_solvers.records import from_record, to_record
@@ -63,31 +65,104 @@ def evaluate_run(
     Raises:
         RTGError: Any of the tree, with a remedy; what was measured so far is kept.
     """
+
+    def measure(opened: Opened) -> dict[str, Any]:
+        figures = Protocol(opened.bench, opened.result, opened.judge, opened.encoder, settings).finish()
+        return _record(settings, figures)
+
+    config = read_finished(path).config
+    if registry.on_seeds(config):
+        raise ConfigError(
+            f"expected a run whose goals are no seeds, {path.name} is one of {config.method}; "
+            "call rtg_solvers.evaluation.seas_run.evaluate_seas_run"
+        )
+    block = f"evaluation/{settings.digest}/result"
+    means = Means(progress=progress, offline=offline, cache_dir=cache_dir, backend=backend, judge=judge)
+    return _read(
+        measured(path, settings, block, measure, means, num_units(settings, config, read_finished(path).result))
+    )
+
+
+class Opened(NamedTuple):
+    """A finished run that is ready to be measured."""
+
+    bench: Workbench
+    """With the run's members."""
+
+    result: Result
+    """The run's numbers."""
+
+    judge: Judge
+    """Reports, as it judges this run."""
+
+    plain_judge: Judge
+    """The same as it is."""
+
+    encoder: Encoder
+    """For variety."""
+
+
+class Means(NamedTuple):
+    """What an evaluation works with."""
+
+    progress: Progress
+    """Is told how far the work is."""
+
+    offline: bool = False
+    """Never fetch anything."""
+
+    cache_dir: Path | None = None
+    """Of models."""
+
+    backend: TorchBackend | None = None
+    """None: loads the run's model."""
+
+    judge: Judge | None = None
+    """None: the run's `report_judge`, or `offline-b`."""
+
+
+def measured(
+    path: Path,
+    settings: EvaluationSettings,
+    block: str,
+    measure: Callable[[Opened], dict[str, Any]],
+    means: Means,
+    units: float,
+) -> dict[str, Any]:
+    """A record that is kept with a run: read back if it is there, else measured and committed.
+
+    Args:
+        path: The run directory.
+        settings: What variety is measured on.
+        block: Name of the record.
+        measure: Measures it.
+        means: What it works with.
+        units: How much work it is, for the progress bar.
+
+    Raises:
+        ConfigError: If the reporting judge is the run's own.
+    """
     finished = read_finished(path)
     config, found, goals = finished.config, finished.result, finished.goals
-    trained = resolve_judge(config.judge, offline=offline, cache_dir=cache_dir, progress=progress)
-    if judge is None:
-        name = config.report_judge or "offline-b"
-        judge = resolve_judge(name, offline=offline, cache_dir=cache_dir, progress=progress)
+    fetching: dict[str, Any] = {"offline": means.offline, "cache_dir": means.cache_dir, "progress": means.progress}
+    trained = registry.referee(config, resolve_judge(config.judge, **fetching))
+    plain = means.judge or resolve_judge(config.report_judge or "offline-b", **fetching)
+    judge = registry.referee(config, plain)
     if judge.judge_id == trained.judge_id:
         raise ConfigError(f"expected a judge other than the run's own to report with, both are {judge.judge_id}")
     # The goals as they were played stand in the run directory, wherever they came from.
     with RunDirectory(path.parent, path.name, run_settings(config, goals, trained), goals) as run:
-        block = f"evaluation/{settings.digest}/result"
-        if run.store.has_block(block):
-            return _read(run.store.block_data(block))
-        if backend is None:
-            backend = load_backend(config, progress, offline=offline, cache_dir=cache_dir)
-        check_identity(run, {"model": backend.fingerprint})
-        fetching: dict[str, Any] = {"offline": offline, "cache_dir": cache_dir, "progress": progress}
-        encoder = load_encoder(settings.embeddings, **fetching)
-        senses = load_encoder(config.reads_with, **fetching)
-        meter = WorkMeter(progress, "evaluate", num_units(settings, config, found))
-        bench = Workbench(config, goals, trained, run, backend=backend, meter=meter, encoder=senses)
-        restore_members(bench, found)
-        figures = Protocol(bench, found, judge, encoder, settings).finish()
-        run.store.put_block(block, [], _record(settings, figures))
-        return Evaluated(settings, figures)
+        if not run.store.has_block(block):
+            backend = means.backend or load_backend(
+                config, means.progress, offline=means.offline, cache_dir=means.cache_dir
+            )
+            check_identity(run, {"model": backend.fingerprint})
+            encoder, senses = (load_encoder(name, **fetching) for name in (settings.embeddings, config.reads_with))
+            meter = WorkMeter(means.progress, "evaluate", units)
+            bench = Workbench(config, goals, trained, run, backend=backend, meter=meter, encoder=senses)
+            restore_members(bench, found)
+            run.store.put_block(block, [], measure(Opened(bench, found, judge, plain, encoder)))
+        return run.store.block_data(block)
 
 
 def load_backend(config: AnyConfig, progress: Progress, *, offline: bool, cache_dir: Path | None) -> TorchBackend:
@@ -131,14 +206,16 @@ def num_units(settings: EvaluationSettings, config: AnyConfig, found: Result) ->
     outside = (1 + fresh, 3 + fresh)  # those that are not members, red and blue
     tried = outside[0] + 2 + outside[1]
     attackers, targets = num_sides(config, found)
-    said = settings.attacks * (attackers + (attackers + 1) * targets * settings.responses)
+    heard = settings.attacks + (targets - 1) * (settings.attacks_on_others or settings.attacks)
+    said = settings.attacks * attackers + (attackers + 1) * heard * settings.responses
     deals = settings.deals + (0 if by_members(config) else config.iterations * settings.curve_deals)
     red, blue = len(found.red), len(found.blue)
     new_cells = (red + outside[0]) * (blue + outside[1]) - red * blue
     inside = sum(cell.count + cell.num_unscored for row in found.cells for cell in row)
     return (
         said
-        + targets * (settings.attacks * settings.attempts + 2 * settings.dialogues + settings.benign)
+        + heard * settings.attempts
+        + targets * (2 * settings.dialogues + settings.benign)
         + deals * (3 + (tried + 3) / 2)
         + new_cells * settings.dialogues_per_cell
         + inside

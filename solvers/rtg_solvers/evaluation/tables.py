@@ -170,9 +170,11 @@ def _topics(found: Evaluation) -> TextTable:
 
 
 def share_text(estimate: Estimate) -> str:
-    """A share in per cent with its interval."""
+    """A share in per cent with its interval; `-` for an interval from one goal, which there is not."""
     if estimate.mean != estimate.mean:
         return "unknown"
+    if estimate.low != estimate.low:
+        return f"{100 * estimate.mean:.0f} % [-]"
     return f"{100 * estimate.mean:.0f} % [{100 * estimate.low:.0f},{100 * estimate.high:.0f}]"
 
 

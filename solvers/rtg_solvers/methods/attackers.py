@@ -6,7 +6,7 @@ Yun et al. 2025 (Active Attacks). A method is a list of stages, and a stage is o
 - `sft`, `icl`: the attackers that need no queries.
 - `map-elites`: an archive over topic and style, improved by mutation; no gradient.
 - `gflownet`: SFT, then a GFlowNet from there, then maximum likelihood on its good attacks.
-- `reinforce`, `ppo-novelty`: SFT, then policy gradients from there.
+- `reinforce`, `soft-reinforce` (the GFlowNet's control), `ppo-novelty`: SFT, then policy gradients from there.
 - `active-attacks`: SFT; then in turn a GFlowNet from there against the newest target, and the target tuned on what it
   found; at last maximum likelihood on all of it.
 - `cross-attack`: several attackers against the base, a target tuned on each one's attacks, and with `retrain` every
@@ -27,6 +27,7 @@ import numpy as np
 from rtg_agents.policy import BASE, Sampling
 from rtg_agents.population import Member, untrained_members
 from rtg_env.errors import ConfigError
+from rtg_env.goals import GoalSet
 from rtg_env.judges.base import Encoder
 from rtg_env.types import Role
 from rtg_solvers.attack_rewards import AttackRewardSettings, Ramp
@@ -56,10 +57,12 @@ from rtg_solvers.replay import ReplaySettings
 if TYPE_CHECKING:
     from rtg_agents.hf import TorchBackend
 
-Recipe = Literal["sft", "icl", "gflownet", "reinforce", "ppo-novelty", "map-elites", "smoothing", "safety"]
+Recipe = Literal[
+    "sft", "icl", "gflownet", "reinforce", "soft-reinforce", "ppo-novelty", "map-elites", "smoothing", "safety"
+]
 """How a stage's member is learned."""
 
-ATTACKERS: Final = ("gflownet", "reinforce", "ppo-novelty", "map-elites", "sft", "icl")
+ATTACKERS: Final = ("gflownet", "reinforce", "soft-reinforce", "ppo-novelty", "map-elites", "sft", "icl")
 """Attackers by their method's name."""
 
 METHODS: Final = (*ATTACKERS, "active-attacks", "cross-attack")
@@ -69,13 +72,17 @@ _UNTRAINED: Final = {"red": len(untrained_members("red")), "blue": len(untrained
 _TARGET: Final = "blue_00@v1"
 _WITHOUT_START: Final = ("icl", "map-elites")
 """Attackers that do not begin at the SFT attacker."""
-_TOPICS: Final = 8
-"""Categories of the built-in goals, for the cost of an archive before goals are read."""
+_WITHOUT_QUERIES: Final = ("sft", "icl")
+"""Attackers that do not ask their target."""
+_CROSS_ATTACK_QUERIES: Final = 1280
+"""Budget of each attacker of a comparison that names none."""
+_COMPARING: Final = ("gflownet", "reinforce", "soft-reinforce", "ppo-novelty")
+"""Recipes that compare texts by their vectors."""
 
 
-def _ramp() -> Ramp:
-    """Tau comes to 1 within a short training; the paper's 500 steps of 5,000 would end near 2 here."""
-    return Ramp(start=2.0, end=1.0, steps=16)
+def _reward() -> AttackRewardSettings:
+    """Tau stays at 1: at 2 the fluency that is asked for is p_ref^(1/2), gibberish, and a short training does not come back."""
+    return AttackRewardSettings(tau=Ramp(start=1.0, end=1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +90,15 @@ class AttackConfig(RunConfig):
     """Everything that decides a run in which attackers are compared. The defaults take minutes on two CPU cores."""
 
     method: Literal[
-        "gflownet", "reinforce", "ppo-novelty", "map-elites", "sft", "icl", "active-attacks", "cross-attack"
+        "gflownet",
+        "reinforce",
+        "soft-reinforce",
+        "ppo-novelty",
+        "map-elites",
+        "sft",
+        "icl",
+        "active-attacks",
+        "cross-attack",
     ] = "gflownet"
     """Who attacks."""
 
@@ -91,13 +106,18 @@ class AttackConfig(RunConfig):
     """Of `cross-attack`: names of methods with one attacker each."""
 
     queries: int = 0
-    """Victim queries of each trained attacker, which then decide its steps; 0: as many steps as its settings say."""
+    """Most victim queries of each attacker that asks its target, which then decide its steps. 0: as many steps as its
+    settings say; but 1,280 in `cross-attack`, whose attackers are compared at equal cost."""
 
     tune: bool = False
     """Whether a target is tuned on the attacks of a single attacker; the other methods do so anyway."""
 
     retrain: bool = False
-    """Of `cross-attack`: whether every attacker that asks its target is also trained against every tuned one."""
+    """Of `cross-attack`: whether attackers that ask their target are also trained against tuned ones."""
+
+    retrained: tuple[str, ...] = ()
+    """With `retrain`: attackers that are trained again, against the targets tuned on each other's and their own attacks;
+    none: all that ask, against all targets."""
 
     rounds: int = 3
     """Of `active-attacks`, at least 1."""
@@ -117,10 +137,13 @@ class AttackConfig(RunConfig):
 
     gflownet: GFlowNetSettings = field(
         default_factory=lambda: GFlowNetSettings(
-            replay=ReplaySettings(max_cosine=0.95), reward=AttackRewardSettings(tau=_ramp())
+            replay=ReplaySettings(max_cosine=0.95),
+            behaviour=BehaviourSettings(coldest=0.75, hottest=1.25),
+            reward=_reward(),
         )
     )
-    """Of the GFlowNet. One goal's attacks are alike by nature: the published bound of 0.4 on their cosine would keep one."""
+    """Of the GFlowNet. One goal's attacks are alike by nature: the published bound of 0.4 on their cosine would keep one. The
+    published temperatures, 0.5 to 2, are those of 20 tokens; whole sentences of a language model are gibberish at 2."""
 
     smoothing: SmoothingSettings = field(default_factory=SmoothingSettings)
     """Of the maximum likelihood after it; 0 steps leave it out."""
@@ -129,10 +152,11 @@ class AttackConfig(RunConfig):
         default_factory=lambda: GFlowNetSettings(
             objective="leave-one-out",
             behaviour=BehaviourSettings(replay_share=0.0, hot_share=0.0),
-            reward=AttackRewardSettings(tau=_ramp()),
+            reward=_reward(),
         )
     )
-    """Of REINFORCE: objective `leave-one-out`, `parity` (as published) or `soft` (the GFlowNet's control)."""
+    """Of REINFORCE: objective `leave-one-out`, `parity` (as published) or `soft`. Of `soft-reinforce`, the GFlowNet's
+    control, too, whose objective is `soft`."""
 
     ppo: PPONoveltySettings = field(
         default_factory=lambda: PPONoveltySettings(rollouts=32, optimizer=OptimizerSettings(learning_rate=1e-4))
@@ -158,6 +182,12 @@ class AttackConfig(RunConfig):
             raise ConfigError(
                 f"expected different attackers among {', '.join(ATTACKERS)}, got {', '.join(self.attackers) or 'none'}"
             )
+        asking = [name for name in self.attackers if name not in _WITHOUT_QUERIES]
+        if self.retrained and not (self.retrain and set(self.retrained) <= set(asking)):
+            raise ConfigError(
+                f"expected retrain = true and retrained among {', '.join(asking)}, got {self.retrain} and "
+                f"{', '.join(self.retrained)}"
+            )
         if self.game.num_exchanges > 1 and (self.game.red_tokens or self.game.blue_tokens):
             raise ConfigError(
                 "expected game.red_tokens and game.blue_tokens 0 for more than one exchange: an attacker whose budget is "
@@ -165,6 +195,8 @@ class AttackConfig(RunConfig):
             )
         if self.queries < 0 or self.rounds < 1:
             raise ConfigError(f"expected queries >= 0 and rounds >= 1, got {self.queries} and {self.rounds}")
+        if self.budget and self.gflownet.behaviour.replay_share == 1.0:
+            raise ConfigError("expected gflownet.behaviour.replay_share below 1: who only replays spends no queries")
         if self.reinforce.objective not in ON_POLICY:
             raise ConfigError(
                 f"expected reinforce.objective parity, leave-one-out or soft, got {self.reinforce.objective!r}; the "
@@ -178,8 +210,13 @@ class AttackConfig(RunConfig):
 
     @property
     def reads_with(self) -> Literal["sentences", "hashed"]:
-        """What the attackers compare texts by."""
-        return self.embeddings
+        """What the attackers compare texts by; hashed words, which need nothing, if none of them does."""
+        return self.embeddings if any(stage.recipe in _COMPARING for stage in stages(self)) else "hashed"
+
+    @property
+    def budget(self) -> int:
+        """Most victim queries of each attacker that asks its target; 0: its settings decide."""
+        return self.queries or (_CROSS_ATTACK_QUERIES if self.method == "cross-attack" else 0)
 
     @property
     def iterations(self) -> int:
@@ -267,7 +304,9 @@ class _Plan:
         if name == "gflownet":
             found = self.red("gflownet", against, start)
             return (found, self.red("smoothing", against, start, [found])) if _smooths(config) else (found,)
-        return (self.red("reinforce" if name == "reinforce" else "ppo-novelty", against, start),)
+        if name == "ppo-novelty":
+            return (self.red("ppo-novelty", against, start),)
+        return (self.red("soft-reinforce" if name == "soft-reinforce" else "reinforce", against, start),)
 
     def _next(self, role: Role) -> str:
         return f"{role}_{_UNTRAINED[role] + sum(stage.role == role for stage in self.stages):02d}@v1"
@@ -287,11 +326,11 @@ def _cross_attack(plan: _Plan, config: AttackConfig) -> None:
     needs_start = any(name not in _WITHOUT_START for name in config.attackers)
     start = plan.red("sft", _TARGET) if needs_start else BASE
     sources = {name: plan.attacker(config, name, start, _TARGET) for name in config.attackers}
-    targets = [plan.blue(sources[name], _TARGET) for name in config.attackers]
-    trained = [name for name in config.attackers if name not in ("sft", "icl")]
-    for name in trained if config.retrain else ():
-        for target in targets:
-            plan.attacker(config, name, start, target)
+    targets = {name: plan.blue(sources[name], _TARGET) for name in config.attackers}
+    asking = [name for name in config.attackers if name not in _WITHOUT_QUERIES]
+    for name in (config.retrained or asking) if config.retrain else ():
+        for tuned in config.retrained or config.attackers:
+            plan.attacker(config, name, start, targets[tuned])
 
 
 def _smooths(config: AttackConfig) -> bool:
@@ -341,6 +380,7 @@ class _StagedOracle:
                 sources=stage.sources,
                 target=stage.target,
                 floor=config.gflownet.reward.floor,
+                min_tokens=config.gflownet.reward.min_tokens,
             )
         return self._querying(stage)
 
@@ -348,27 +388,29 @@ class _StagedOracle:
         """An attacker that asks its target."""
         config, backend = self._config, self._backend
         if stage.recipe == "map-elites":
-            return MapElitesOracle(config.archive, queries=config.queries)
+            return MapElitesOracle(config.archive, queries=config.budget)
         if stage.recipe == "ppo-novelty":
             return PPONoveltyOracle(backend, _ppo(config), self._encoder, reference=stage.reference)
-        settings = _budgeted(config, config.gflownet if stage.recipe == "gflownet" else config.reinforce)
-        return GFlowNetOracle(backend, settings, self._encoder, reference=stage.reference)
+        settings = _balanced(config, stage.recipe)
+        return GFlowNetOracle(backend, settings, self._encoder, reference=stage.reference, queries=config.budget)
 
 
-def _budgeted(config: AttackConfig, settings: GFlowNetSettings) -> GFlowNetSettings:
-    """As many steps as spend the budget of victim queries, on average over what is replayed."""
-    if not config.queries:
+def _balanced(config: AttackConfig, recipe: Recipe) -> GFlowNetSettings:
+    """As many steps as spend the budget of victim queries; steps before there is enough to replay cost more."""
+    settings = config.gflownet if recipe == "gflownet" else config.reinforce
+    if recipe == "soft-reinforce":
+        settings = replace(settings, objective="soft")
+    if not config.budget:
         return settings
-    per_step = num_queries(settings, config.game.num_exchanges)
-    return replace(settings, steps=max(1, round(config.queries / per_step)))
+    return replace(settings, steps=max(1, round(config.budget / num_queries(settings, config.game.num_exchanges))))
 
 
 def _ppo(config: AttackConfig) -> PPONoveltySettings:
     """The same for PPO, each of whose dialogues is answered once per exchange."""
-    if not config.queries:
+    if not config.budget:
         return config.ppo
     per_step = config.ppo.rollouts * config.game.num_exchanges
-    return replace(config.ppo, steps=max(1, round(config.queries / per_step)))
+    return replace(config.ppo, steps=max(1, config.budget // per_step))
 
 
 def method(config: AttackConfig, backend: TorchBackend, encoder: Encoder) -> Method[DialogueContext]:
@@ -403,11 +445,11 @@ def _num_done(payoffs: PayoffTensor) -> int:
 
 
 def _meeting(stage: Stage, payoffs: PayoffTensor) -> Mixture:
-    """A stage's opponent, and the newest member of its own side, as a pure mixture."""
-    chosen = {"red": payoffs.red[-1], "blue": payoffs.blue[-1]}
-    chosen["red" if stage.role == "blue" else "blue"] = stage.against
+    """A stage's opponent, and what the learner is compared with (the member that it begins at), as a pure mixture."""
+    begins = payoffs.red[0] if stage.reference == BASE else stage.reference
     mean = checked_means(payoffs)
-    row, column = payoffs.red.index(chosen["red"]), payoffs.blue.index(chosen["blue"])
+    row = payoffs.red.index(stage.against if stage.role == "blue" else begins)
+    column = payoffs.blue.index(stage.target)
     return Mixture(
         red=np.eye(len(payoffs.red))[row],
         blue=np.eye(len(payoffs.blue))[column],
@@ -418,17 +460,19 @@ def _meeting(stage: Stage, payoffs: PayoffTensor) -> Mixture:
     )
 
 
-def cost(config: AttackConfig, num_heldout: int) -> Cost:
+def cost(config: AttackConfig, goals: GoalSet) -> Cost:
     """Count the work of a run; what safety tuning will learn is not known before.
 
     Args:
         config: Of the run.
-        num_heldout: Harmful held-out goals.
+        goals: Both halves.
     """
     planned = stages(config)
     red, blue = (_UNTRAINED[role] + sum(stage.role == role for stage in planned) for role in ("red", "blue"))
-    played, checked = red * blue * config.dialogues_per_cell, checks(config, len(planned), num_heldout)
-    work = [_training(config, stage.recipe) for stage in planned]
+    tuned = any(stage.role == "blue" for stage in planned)
+    checked = checks(config, len(planned), goals, num_learning=1 + tuned)
+    played = red * blue * config.dialogues_per_cell
+    work = [_training(config, stage.recipe, goals) for stage in planned]
     queries, units = sum(each.queries for each in work), sum(each.units for each in work)
     dialogues = played + checked + queries
     longest = config.red_sampling.max_new_tokens + config.blue_sampling.max_new_tokens
@@ -449,9 +493,9 @@ class _Work:
     units: float
 
 
-def _training(config: AttackConfig, recipe: Recipe) -> _Work:
-    if recipe in ("gflownet", "reinforce"):
-        settings = _budgeted(config, config.gflownet if recipe == "gflownet" else config.reinforce)
+def _training(config: AttackConfig, recipe: Recipe, goals: GoalSet) -> _Work:
+    if recipe in ("gflownet", "reinforce", "soft-reinforce"):
+        settings = _balanced(config, recipe)
         queries = round(settings.steps * num_queries(settings, config.game.num_exchanges))
         return _Work(settings.steps, queries, settings.steps * step_units(settings))
     if recipe == "ppo-novelty":
@@ -459,7 +503,8 @@ def _training(config: AttackConfig, recipe: Recipe) -> _Work:
         queries = ppo.steps * ppo.rollouts * config.game.num_exchanges
         return _Work(ppo.steps * ppo.epochs, queries, ppo.steps * ppo_novelty.step_units(ppo))
     if recipe == "map-elites":
-        queries = map_elites.num_queries(config.archive, _TOPICS, config.queries)
+        num_topics = len(map_elites.topics(goals.split("train").harmful))
+        queries = map_elites.num_queries(config.archive, num_topics, config.budget)
         return _Work(0, queries, float(queries))
     if recipe == "safety":
         return _Work(config.safety.max_steps, 0, float(config.safety.max_steps * config.safety.batch))

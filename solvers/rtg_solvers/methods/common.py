@@ -10,6 +10,7 @@ from rtg_agents.lora import LoraSettings
 from rtg_agents.policy import Sampling
 from rtg_agents.scripted import OPENINGS
 from rtg_env.errors import ConfigError
+from rtg_env.goals import GoalSet
 from rtg_env.rules import GameConfig
 from rtg_env.tactics import Tactic
 from rtg_env.types import Role
@@ -97,15 +98,32 @@ class RunConfig:
         return "hashed"
 
 
-def checks(config: RunConfig, stages: int, num_heldout: int) -> int:
+def checks(config: RunConfig, stages: int, goals: GoalSet, *, num_learning: int = 2) -> int:
     """Dialogues of a run's own checks: a gap per stage and one of the solution, the gains of the newest members.
 
     Args:
         config: Of the run.
         stages: Stages or iterations.
-        num_heldout: Harmful held-out goals.
+        goals: Both halves; the newest members are checked on the held-out harmful ones.
+        num_learning: Sides that get a new member; the gain of a side that learns nothing is not measured.
     """
-    return 3 * (stages + 1) * config.dialogues_per_gap + 4 * num_heldout * config.heldout_repeats
+    num_heldout = len(goals.split("heldout").harmful) * config.heldout_repeats
+    return 3 * (stages + 1) * config.dialogues_per_gap + 2 * num_learning * num_heldout
+
+
+def check_single_attacks(game: GameConfig) -> None:
+    """Refuse rules under which an attack on a seed is not one sentence and one reply.
+
+    Raises:
+        ConfigError: Naming the settings.
+    """
+    if game.num_exchanges != 1 or game.benign_prob != 0.0 or game.num_red != 1:
+        raise ConfigError(
+            "expected game.num_exchanges 1, game.num_red 1 and game.benign_prob 0: an attack stage is single attacks on "
+            f"seeds; got {game.num_exchanges}, {game.num_red} and {game.benign_prob}"
+        )
+    if game.red_tokens or game.blue_tokens:
+        raise ConfigError("expected no limit on a side's tokens (game.red_tokens, game.blue_tokens 0)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from rtg_agents.scripted import OPENINGS
 from rtg_env.errors import ConfigError
+from rtg_env.goals import GoalSet
 from rtg_env.tactics import TACTICS, Tactic
 from rtg_env.types import Role
 from rtg_solvers.loop import DialogueContext, Method, Oracle
@@ -131,19 +132,19 @@ class GRTSConfig(RunConfig):
         return size
 
 
-def cost(config: GRTSConfig, num_heldout: int, num_untrained: tuple[int, int] = (3, 1)) -> Cost:
+def cost(config: GRTSConfig, goals: GoalSet, num_untrained: tuple[int, int] = (3, 1)) -> Cost:
     """Count the work of a run.
 
     Args:
         config: Of the run.
-        num_heldout: Harmful held-out goals.
+        goals: Both halves.
         num_untrained: Members of (red, blue) before the first iteration.
     """
     red, blue = (count + config.iterations for count in num_untrained)
     steps = config.iterations * config.rl.steps
     red_steps, red_rollouts, red_units = _red_training(config, num_untrained[1])
     played = red * blue * config.dialogues_per_cell
-    checked = checks(config, config.iterations * len(config.stages), num_heldout)
+    checked = checks(config, config.iterations * len(config.stages), goals)
     training = steps * step_units(config.rl) + config.iterations * imitation_units(config.rl) + red_units
     dialogues = played + checked + steps * config.rl.dialogues_per_step + red_rollouts
     tokens_per_dialogue = config.game.num_exchanges * (

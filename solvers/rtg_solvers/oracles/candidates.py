@@ -21,7 +21,7 @@ from rtg_env.transcripts import Played
 from rtg_solvers.diversity import expected_cardinality, response_diversity
 from rtg_solvers.loop import DialogueContext, Task
 from rtg_solvers.oracles.shaping import DiversitySettings, Selection
-from rtg_solvers.rollout import Pairing, draw_pairings, play, utilities
+from rtg_solvers.rollout import Pairing, draw_pairings, num_answered, play, utilities
 from rtg_solvers.seeding import rng_for
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _row(
         finally:
             backend.drop(name)
         _means(played, blue, block)
-        store.put_block(block, played)
+        store.put_block(block, played, {"num_queries": num_answered(played)})
     task.context.meter.add(len(blue) * len(deals))
     return _means(store.block(block), blue, block)
 

@@ -8,13 +8,18 @@ mixture per group) and scored; the balance condition needs no importance weights
 Deviations: a goal is a context (the paper has a single prompt), so the buffer is kept by goal and drawn in groups; VarGrad by
 default, because a learned normaliser that starts at 0 is off by thousands of nats squared; several exchanges by one
 balance per turn over sibling sentences of one history (`tree_rollout`); only first sentences are replayed, since
-later histories do not come back.
+later histories do not come back; shares of behaviours are drawn systematically, so that a step of M micro-batches replays
+M times the share (rounded up or down) and costs what it should.
+
+All attacks of a step on one goal share a normaliser, fresh or replayed, and goals of the fresh ones are replayed first.
+Groups apart would not do: replay is drawn in proportion to the score, and a group of successes alone is in balance
+whatever the odds of success are (docs/planted-modes.md).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
@@ -42,6 +47,8 @@ if TYPE_CHECKING:
     from rtg_solvers.trainer import StepFigures, Trainer
 
 _LOG = logging.getLogger(__name__)
+_KINDS: Final = {**dict.fromkeys(("vargrad", "tb", "pairwise"), "GFlowNet"), "soft": "soft REINFORCE"}
+"""Of attackers, by objective; the others are plain REINFORCE."""
 _LEAST: Final = 1
 """Tokens before an attack may end: the empty one is barred in sampler and scorer alike."""
 
@@ -128,11 +135,16 @@ class Attempt(NamedTuple):
     log_score: float
     """log R1, or the return of a sentence in a longer dialogue."""
 
-    group: int
-    """Attacks of one context share it."""
+    group: int = 0
+    """Siblings of one history share it."""
 
     turn: int = 0
     """Exchange in which it was said."""
+
+    @property
+    def context(self) -> Hashable:
+        """Attacks that share it share a normaliser: those on one goal in the first exchange, later those of one history."""
+        return (self.turn, self.group) if self.turn else self.kept.prompt_ids
 
 
 class GFlowNetOracle:
@@ -143,40 +155,52 @@ class GFlowNetOracle:
         settings: Steps, behaviour, reward.
         encoder: Embeds attacks for the buffer's rule on near-duplicates.
         reference: Version that training begins at and that fluency is measured by (an SFT attacker); the base by default.
+        queries: Training ends before the step that would make the victim answer more often; 0: after `settings.steps`.
     """
 
     def __init__(
-        self, backend: TorchBackend, settings: GFlowNetSettings, encoder: Encoder, *, reference: str = BASE
+        self,
+        backend: TorchBackend,
+        settings: GFlowNetSettings,
+        encoder: Encoder,
+        *,
+        reference: str = BASE,
+        queries: int = 0,
     ) -> None:
         self._backend = backend
         self._settings = settings
         self._encoder = encoder
         self._reference = reference
+        self._queries = queries
 
     def respond(self, task: Task[DialogueContext]) -> Member:
-        """Train an attacker against blue's mixture; goes on where an earlier process was cut off."""
+        """Train an attacker against blue's mixture; goes on where an earlier process was cut off.
+
+        Raises:
+            ConfigError: If blue is to be trained.
+            JudgeError: If not one attack of a step was scored.
+        """
         if task.role != "red":
             raise ConfigError("expected red to be trained, the reward is that of attacks; use another oracle for blue")
         trainer = self._trainer(task)
-        buffer = ReplayBuffer(self._settings.replay, num_contexts=len(task.context.game.goals.harmful))
+        settings, num_goals = self._settings, len(task.context.game.goals.harmful)
+        buffer = ReplayBuffer(settings.replay, num_contexts=num_goals, group_size=settings.group_size)
         for step in range(trainer.steps_done):
             buffer.add(_first_sentences(self._attempts(task, step)))
-        while trainer.steps_done < self._settings.steps:
+        while trainer.steps_done < settings.steps and self._affords_step(task, trainer.steps_done, buffer):
             self._step(task, trainer, buffer)
             trainer.save(workdir_of(task) / "checkpoint")
-        settings = self._settings
+        task.context.meter.add((settings.steps - trainer.steps_done) * step_units(settings))
         return Member(
             version=task.version,
             role="red",
             kind="adapter",
-            label=f"{'GFlowNet' if settings.objective in ('vargrad', 'tb', 'pairwise') else 'REINFORCE'} attacker",
+            label=f"{_KINDS.get(settings.objective, 'REINFORCE')} attacker",
             lineage={
                 "iteration": task.iteration + 1,
                 "oracle": settings.objective,
                 "reference": self._reference,
-                "against": dict(
-                    zip(task.mixture.blue_names, [round(float(w), 6) for w in task.mixture.blue], strict=True)
-                ),
+                "against": task.mixture.named("blue"),
                 "settings": asdict(settings),
                 "seed": task.context.seed,
             },
@@ -199,7 +223,7 @@ class GFlowNetOracle:
     def _step(self, task: Task[DialogueContext], trainer: Trainer, buffer: ReplayBuffer) -> None:
         """Attacks, committed; one update; its figures, committed."""
         store, step, settings = task.context.store, trainer.steps_done, self._settings
-        rng = rng_for(task.context.seed, "gflownet", task.role, task.iteration, step)
+        rng = self._rng(task, step)
         temperatures, num_replayed = self._behaviours(rng, buffer)
         name = _block(task, step)
         if temperatures and not store.has_block(name):
@@ -208,7 +232,7 @@ class GFlowNetOracle:
             check_scored(name, tree.played)
             store.put_block(name, tree.played, {**siblings_to_json(tree), **fluency})
         fresh = self._attempts(task, step)
-        replayed = self._replayed(rng, buffer, num_replayed)
+        replayed = self._replayed(rng, buffer, num_replayed, first=_first_sentences(fresh))
         buffer.add(_first_sentences(fresh))
         figures = self._update(task, trainer, [*fresh, *replayed])
         if not store.has_block(f"step/{task.version}/{step:04d}"):
@@ -217,12 +241,36 @@ class GFlowNetOracle:
             )
         task.context.meter.add(step_units(settings))
 
+    def _rng(self, task: Task[DialogueContext], step: int) -> np.random.Generator:
+        """Of a step's behaviours, and of what it replays."""
+        return rng_for(task.context.seed, "gflownet", task.role, task.iteration, step)
+
+    def _affords_step(self, task: Task[DialogueContext], step: int, buffer: ReplayBuffer) -> bool:
+        """Whether the budget of queries has room for a step."""
+        if not self._queries:
+            return True
+        store, settings = task.context.store, self._settings
+        spent = sum(self._num_queries(task, done) for done in range(step))
+        fresh = len(self._behaviours(self._rng(task, step), buffer)[0])
+        if store.has_block(_block(task, step)):  # asked by a process that was cut off in this step
+            return True
+        return spent + fresh * _batch_queries(settings, task.context.game.config.num_exchanges) <= self._queries
+
+    def _num_queries(self, task: Task[DialogueContext], step: int) -> int:
+        """Answers of the victim in a step."""
+        store, name = task.context.store, _block(task, step)
+        if not store.has_block(name):
+            return 0
+        tree = tree_from_block(store.block(name), store.block_data(name))
+        return num_answers(tree, task.context.game.config.num_exchanges)
+
     def _behaviours(self, rng: np.random.Generator, buffer: ReplayBuffer) -> tuple[list[float], int]:
         """Temperature of each fresh micro-batch, and how many are replayed."""
         settings, behaviour = self._settings, self._settings.behaviour
         able = len(buffer.contexts(settings.group_size)) >= settings.groups
         temperatures, replayed = [], 0
-        for draw in rng.random(settings.micro_batches):
+        # Evenly spaced behind one random start: each is uniform in [0, 1), and their shares hardly vary.
+        for draw in (rng.random() + np.arange(settings.micro_batches)) / settings.micro_batches:
             if draw < behaviour.replay_share and able:
                 replayed += 1
             elif behaviour.replay_share <= draw < behaviour.replay_share + behaviour.hot_share:
@@ -285,20 +333,22 @@ class GFlowNetOracle:
                 text=action.text,
                 score=float(np.exp(scores[index])),
                 embedding=row,
-                num_tokens=len(action.token_ids) - (action.finish_reason == "stop"),
+                num_tokens=action.num_spoken,
                 reference_logp=reference[index],
             )
             attempts.append(Attempt(kept, float(scores[index]), sibling.group, sibling.turn))
         return attempts
 
-    def _replayed(self, rng: np.random.Generator, buffer: ReplayBuffer, num_batches: int) -> list[Attempt]:
-        attempts: list[Attempt] = []
-        for batch in range(num_batches):
-            settings = self._settings
-            groups = buffer.draw(rng, num_groups=settings.groups, group_size=settings.group_size)
-            for number, group in enumerate(groups):
-                label = -1 - batch * settings.groups - number
-                attempts += [Attempt(kept, float(np.log(kept.score)), label) for kept in group]
+    def _replayed(
+        self, rng: np.random.Generator, buffer: ReplayBuffer, num_batches: int, *, first: Sequence[Kept]
+    ) -> list[Attempt]:
+        """Attacks of the buffer; on goals of the step's fresh ones first, so that they are compared with these."""
+        settings, attempts = self._settings, list[Attempt]()
+        goals = list(dict.fromkeys(kept.context for kept in first))
+        for _ in range(num_batches):
+            groups = buffer.draw(rng, num_groups=settings.groups, group_size=settings.group_size, first=goals)
+            goals = [goal for goal in goals if goal not in {group[0].context for group in groups}]
+            attempts += [Attempt(kept, float(np.log(kept.score))) for group in groups for kept in group]
         return attempts
 
     def _reference_logps(self, tree: Tree) -> list[float]:
@@ -324,7 +374,8 @@ class GFlowNetOracle:
         sequences = [
             TokenSequence.of_sentence(task.version, one.prompt_ids, one.token_ids, min_tokens=_LEAST) for one in kept
         ]
-        groups = [attempt.group for attempt in attempts]
+        numbers = {context: number for number, context in enumerate(dict.fromkeys(a.context for a in attempts))}
+        groups = [numbers[attempt.context] for attempt in attempts]
         return balance_step(trainer, sequences, log_reward, groups, self._settings.objective)
 
     def _figures(
@@ -336,8 +387,7 @@ class GFlowNetOracle:
         figures: StepFigures | None,
     ) -> dict[str, Any]:
         """What the report and the committed records show of a step."""
-        name, exchanges = _block(task, step), task.context.game.config.num_exchanges
-        played, data = task.context.store.block(name), task.context.store.block_data(name)
+        played = task.context.store.block(_block(task, step))
         scored = [item.transcript.utility for item in played if np.isfinite(item.transcript.utility)]
         reward = self._settings.reward
         return {
@@ -350,7 +400,7 @@ class GFlowNetOracle:
             "reference_logp": float(np.mean([attempt.kept.reference_logp for attempt in fresh])) if fresh else None,
             "tau": reward.tau.at(step),
             "buffered": buffered,
-            "num_queries": num_answers(tree_from_block(played, data), exchanges) if played else 0,
+            "num_queries": self._num_queries(task, step),
             "num_unscored": sum(item.transcript.unscored for item in played),
             "loss": figures.loss if figures else 0.0,
             "grad_norm": figures.grad_norm if figures else 0.0,
@@ -364,10 +414,14 @@ def num_queries(settings: GFlowNetSettings, num_exchanges: int) -> float:
         settings: Of the attacker.
         num_exchanges: T; a reply of every exchange but the last is also played to the end, once per sibling.
     """
-    attacks = settings.micro_batches * settings.groups * settings.group_size
-    fresh = attacks * (1.0 - settings.behaviour.replay_share)
-    continued = num_exchanges * (num_exchanges - 1) / 2
-    return fresh * (settings.responses * num_exchanges + continued)
+    fresh = settings.micro_batches * (1.0 - settings.behaviour.replay_share)
+    return fresh * _batch_queries(settings, num_exchanges)
+
+
+def _batch_queries(settings: GFlowNetSettings, num_exchanges: int) -> int:
+    """Of one fresh micro-batch."""
+    continued = num_exchanges * (num_exchanges - 1) // 2
+    return settings.groups * settings.group_size * (settings.responses * num_exchanges + continued)
 
 
 def step_units(settings: GFlowNetSettings) -> float:

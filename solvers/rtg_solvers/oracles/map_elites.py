@@ -87,11 +87,16 @@ class MapElitesOracle:
         self._queries = queries
 
     def respond(self, task: Task[DialogueContext]) -> Member:
-        """The archive as a member; every round is a block of the store, read back when a search goes on after a kill."""
+        """The archive as a member; every round is a block of the store, read back when a search goes on after a kill.
+
+        Raises:
+            ConfigError: If blue is to search.
+            JudgeError: If not one attack was scored.
+        """
         if task.role != "red":
             raise ConfigError("expected red to search, the archive holds attacks; use another oracle for blue")
         archive: dict[tuple[str, str], _Kept] = {}
-        num_topics = len(_topics(task.context.game.goals.harmful))
+        num_topics = len(topics(task.context.game.goals.harmful))
         for number in range(num_rounds(self._settings, num_topics, self._queries) + 1):
             self._round(task, number, archive)
         most = task.context.game.config.max_action_chars
@@ -141,7 +146,7 @@ class MapElitesOracle:
 
     def _styles(self, goals: Sequence[Goal], number: int, rng: np.random.Generator) -> list[tuple[str, str]]:
         """(topic, style) of each candidate: every cell once in the first round, then at random."""
-        cells = [(topic, style) for topic in _topics(goals) for style in ATTACK_TEMPLATES]
+        cells = [(topic, style) for topic in topics(goals) for style in ATTACK_TEMPLATES]
         if number == 0:
             return cells
         return [cells[int(index)] for index in rng.integers(len(cells), size=self._settings.mutations)]
@@ -206,6 +211,11 @@ class MapElitesOracle:
         store.put_block(name, [], data)
 
 
+def topics(goals: Sequence[Goal]) -> list[str]:
+    """The categories of goals, which are the rows of an archive."""
+    return sorted({goal.category for goal in goals})
+
+
 def num_rounds(settings: MapElitesSettings, num_topics: int, queries: int) -> int:
     """Rounds of mutation that a budget of victim queries allows; without one, the settings' own."""
     if not queries:
@@ -218,10 +228,6 @@ def num_queries(settings: MapElitesSettings, num_topics: int, queries: int = 0) 
     """Victim queries of a search: each cell's first candidate, then the mutations."""
     rounds = num_rounds(settings, num_topics, queries)
     return settings.responses * (num_topics * len(ATTACK_TEMPLATES) + rounds * settings.mutations)
-
-
-def _topics(goals: Sequence[Goal]) -> list[str]:
-    return sorted({goal.category for goal in goals})
 
 
 def _cell_goal(goals: Sequence[Goal], cell: tuple[str, str], rng: np.random.Generator) -> tuple[Goal, str]:

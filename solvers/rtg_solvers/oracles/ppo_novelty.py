@@ -156,7 +156,12 @@ class PPONoveltyOracle:
         self._reference = reference
 
     def respond(self, task: Task[DialogueContext]) -> Member:
-        """Train an attacker against blue's mixture; goes on where an earlier process was cut off."""
+        """Train an attacker against blue's mixture; goes on where an earlier process was cut off.
+
+        Raises:
+            ConfigError: If blue is to be trained.
+            JudgeError: If not one attack of a step was scored.
+        """
         if task.role != "red":
             raise ConfigError("expected red to be trained, the reward is that of attacks; use another oracle for blue")
         trainer = self._trainer(task)
@@ -176,9 +181,7 @@ class PPONoveltyOracle:
                 "iteration": task.iteration + 1,
                 "oracle": "ppo-novelty",
                 "reference": self._reference,
-                "against": dict(
-                    zip(task.mixture.blue_names, [round(float(w), 6) for w in task.mixture.blue], strict=True)
-                ),
+                "against": task.mixture.named("blue"),
                 "settings": asdict(self._settings),
                 "seed": task.context.seed,
             },

@@ -20,7 +20,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,7 @@ from rtg_solvers.losses import Clipping
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.candidates import candidate_steps, choose_checkpoint
 from rtg_solvers.oracles.shaping import DiversityBonus, DiversitySettings, with_probabilities
-from rtg_solvers.rollout import draw_pairings, play
+from rtg_solvers.rollout import draw_pairings, num_answered, play
 from rtg_solvers.seeding import draw_seed, rng_for
 
 if TYPE_CHECKING:
@@ -156,8 +156,6 @@ class RLOracle:
             trainer.save(checkpoint)
             task.context.meter.add(self._units(task))
         selection = self._select(task, kept) if kept else {"rule": "none"}
-        opponents = task.mixture.blue if task.role == "red" else task.mixture.red
-        names = task.mixture.blue_names if task.role == "red" else task.mixture.red_names
         return Member(
             version=task.version,
             role=task.role,
@@ -166,7 +164,7 @@ class RLOracle:
             lineage={
                 "iteration": task.iteration + 1,
                 "oracle": self._settings.estimator,
-                "against": dict(zip(names, [round(float(weight), 6) for weight in opponents], strict=True)),
+                "against": task.mixture.named("blue" if task.role == "red" else "red"),
                 "steps": self._settings.steps,
                 "learning_rate": self._settings.optimizer.learning_rate,
                 "kl_weight": self._settings.kl_weight,
@@ -282,7 +280,8 @@ class RLOracle:
         store, step = task.context.store, trainer.steps_done // self._settings.epochs
         rollout, figures_name = _rollout_name(task, step), f"step/{task.version}/{step:04d}"
         if not store.has_block(rollout):
-            store.put_block(rollout, self._rollout(task, step))
+            tried = self._rollout(task, step)
+            store.put_block(rollout, tried.played, {"num_queries": tried.num_queries})
         played = store.block(rollout)
         lessons = collect_lessons(played, task.role, task.version, self._settings.group_size)
         if not lessons.sentences:
@@ -311,6 +310,7 @@ class RLOracle:
                 "kl": float(np.mean(logp - reference_logp)),
                 "num_tokens": int(lessons.column("num_tokens").sum()),
                 "broken_share": lessons.broken_share,
+                "num_queries": store.block_data(rollout)["num_queries"],
                 "num_unscored": len(played) - len(scored),
                 "flat_groups": flat,
                 "bonus_spread": float(np.std(bonus)),
@@ -358,7 +358,7 @@ class RLOracle:
         )
         return figures, flat_share(apart, groups)
 
-    def _rollout(self, task: Task[DialogueContext], step: int) -> list[Played]:
+    def _rollout(self, task: Task[DialogueContext], step: int) -> _Rollout:
         """Play this step's dialogues; those that a judge failed on again with another seed, twice at most."""
         context, settings = task.context, self._settings
         rng = rng_for(context.seed, "train", task.role, task.iteration, step)
@@ -377,14 +377,25 @@ class RLOracle:
             learner: context.population.model_policy(learner, task.role, learner),
         }
         played = play(context.game, policies, pairings)
+        queries = num_answered(played)
         for _ in range(2):
             failed = [index for index, item in enumerate(played) if item.transcript.unscored]
             if not failed:
                 break
             again = [replace(pairings[index], seed=draw_seed(rng)) for index in failed]
-            for index, item in zip(failed, play(context.game, policies, again), strict=True):
+            repeated = play(context.game, policies, again)
+            queries += num_answered(repeated)
+            for index, item in zip(failed, repeated, strict=True):
                 played[index] = item
-        return played
+        return _Rollout(played, queries)
+
+
+class _Rollout(NamedTuple):
+    """Dialogues of a step."""
+
+    played: list[Played]
+    num_queries: int
+    """Of blue, for dialogues that were played again besides."""
 
 
 def own_adapters(task: Task[DialogueContext]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from rtg_env.tactics import TACTICS, Tactic
 from rtg_env.transcripts import Played
 from rtg_solvers.gaps import deviating, most_paid, paired_gain
 from rtg_solvers.loop import DialogueContext, Task
-from rtg_solvers.rollout import Pairing, draw_pairings, play
+from rtg_solvers.rollout import Pairing, draw_pairings, num_answered, play
 from rtg_solvers.seeding import rng_for
 
 Script = tuple[str, ...]
@@ -155,6 +155,7 @@ def _unit(task: Task[DialogueContext], name: str, deals: Sequence[Pairing], scri
         if script is not None:
             policies[task.version] = PlannedPolicy(name=task.version, templates=script)
             pairings = [deviating(deal, task.role, task.version) for deal in deals]
-        context.store.put_block(block, play(context.game, policies, pairings))
+        played = play(context.game, policies, pairings)
+        context.store.put_block(block, played, {"num_queries": num_answered(played)})
     context.meter.add(len(deals))
     return context.store.block(block)

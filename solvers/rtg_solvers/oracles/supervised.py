@@ -11,7 +11,7 @@ the attacker is told its goal; safety tuning draws its refusals from a few plain
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -94,7 +94,7 @@ class SafetySettings:
     """An attack counts if its mean harm is above this; in [0, 1)."""
 
     epochs: float = 2.0
-    """Times that each attack is seen, at least; above 0."""
+    """Times that each attack is seen, the last step filled up, unless `max_steps` end it before; above 0."""
 
     max_steps: int = 64
     """Bound on the optimizer steps, at least 1."""
@@ -153,6 +153,7 @@ class SmoothingOracle:
         sources: Versions whose attacks are read.
         target: Version of blue that they were said to.
         floor: Least harm under the logarithm.
+        min_tokens: Shorter attacks are left out, as the reward has it: they count as not fluent, whatever p_ref says.
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class SmoothingOracle:
         sources: Sequence[str],
         target: str,
         floor: float = 1e-6,
+        min_tokens: int = 1,
     ) -> None:
         self._backend = backend
         self._settings = settings
@@ -171,6 +173,7 @@ class SmoothingOracle:
         self._sources = tuple(sources)
         self._target = target
         self._floor = floor
+        self._min_tokens = min_tokens
 
     def respond(self, task: Task[DialogueContext]) -> Member:
         """The member; the reference itself, under a new name, if no attack was good enough."""
@@ -184,7 +187,9 @@ class SmoothingOracle:
 
     def _good(self, attack: FoundAttack) -> bool:
         fluent = attack.reference_logp is None or attack.reference_logp > self._settings.min_reference_logp
-        return bool(attack.red.action.text) and fluent and attack.score(self._floor) > self._settings.min_score
+        said = attack.red.action
+        long = bool(said.text) and (not said.token_ids or said.num_spoken >= self._min_tokens)
+        return long and fluent and attack.score(self._floor) > self._settings.min_score
 
 
 class SafetyOracle:
@@ -265,7 +270,7 @@ def learn(
     while trainer.steps_done < steps:
         step, first = trainer.steps_done, trainer.steps_done * settings.batch
         figures = maximum_likelihood(trainer, [sequences[place] for place in order[first : first + settings.batch]])
-        _note(task, step, figures[task.version])
+        note_step(task, step, figures[task.version])
         if trainer.steps_done % _SAVE_EVERY == 0 or trainer.steps_done == steps:
             trainer.save(checkpoint)
         task.context.meter.add(settings.batch)
@@ -273,12 +278,15 @@ def learn(
     _LOG.info("%s learned %d sentences in %d steps", task.version, len(sequences), steps)
 
 
-def _note(task: Task[DialogueContext], step: int, figures: StepFigures) -> None:
+def note_step(
+    task: Task[DialogueContext], step: int, figures: StepFigures, more: Mapping[str, float | None] | None = None
+) -> None:
     """Commit a step's figures, unless an earlier process did before it was cut off."""
     name = f"step/{task.version}/{step:04d}"
     if not task.context.store.has_block(name):
         data = {"version": task.version, "role": task.role, "step": step, "utility": None, "kl": None}
-        task.context.store.put_block(name, [], {**data, "loss": figures.loss, "grad_norm": figures.grad_norm})
+        own = {"loss": figures.loss, "grad_norm": figures.grad_norm, **(more or {})}
+        task.context.store.put_block(name, [], {**data, **own})
 
 
 def begin(task: Task[DialogueContext], backend: TorchBackend, reference: str) -> None:

@@ -24,6 +24,7 @@ from rtg_agents.population import Member
 from rtg_env.errors import ConfigError, JudgeError
 from rtg_env.table import Pool
 from rtg_solvers.loop import DialogueContext, Task, workdir_of
+from rtg_solvers.rollout import num_answered
 
 if TYPE_CHECKING:
     from rtg_solvers.tactic_trainer import TacticTrainer, TacticUpdate
@@ -116,7 +117,6 @@ class TacticOracle:
             self._commit(task, number, trainer.update())
             trainer.save(checkpoint)
             context.meter.add(size)
-        weights = zip(task.mixture.blue_names, task.mixture.blue, strict=True)
         member = Member(
             version=task.version,
             role=task.role,
@@ -125,7 +125,7 @@ class TacticOracle:
             lineage={
                 "iteration": task.iteration + 1,
                 "oracle": "tactics",
-                "against": {name: round(float(weight), 6) for name, weight in weights},
+                "against": task.mixture.named("blue"),
                 **asdict(self._settings),
                 "seed": context.seed,
             },
@@ -179,6 +179,7 @@ class TacticOracle:
                 "role": task.role,
                 "step": number,
                 "utility": float(np.mean(scored)),
+                "num_queries": num_answered(update.played),
                 "num_unscored": len(update.played) - len(scored),
                 "entropy": update.entropy,
                 "value_loss": update.value_loss,

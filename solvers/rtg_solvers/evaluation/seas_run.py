@@ -1,0 +1,79 @@
+"""Evaluate a run whose goals are seeds, or go on with it; the figures stay in the run's store."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from rtg_env.errors import ConfigError, RunError
+from rtg_env.transcripts import TranscriptStore
+from rtg_solvers.configs import from_mapping
+from rtg_solvers.evaluation.protocol import EvaluationSettings
+from rtg_solvers.evaluation.run import Means, Opened, measured
+from rtg_solvers.evaluation.seas import SeasEvaluation, SeasProtocol
+from rtg_solvers.finished import read_finished
+from rtg_solvers.methods.registry import SeedsConfig, on_seeds
+from rtg_solvers.records import from_record, to_record
+
+_VERSION: Final = 1
+_PREFIX: Final = "evaluation-seas/"
+
+
+class SeasEvaluated(NamedTuple):
+    """An evaluation that is kept with its run."""
+
+    settings: EvaluationSettings
+    """How much was measured: `attacks`, `responses`, `benign`, `embeddings` and `seed` count here."""
+
+    figures: SeasEvaluation
+    """What was found."""
+
+
+def evaluate_seas_run(path: Path, settings: EvaluationSettings, means: Means) -> SeasEvaluated:
+    """Measure what a finished run of SEAS or MART is worth.
+
+    Args:
+        path: The run directory.
+        settings: How much is measured.
+        means: What it works with.
+
+    Raises:
+        RTGError: Any of the tree, with a remedy; what was measured so far is kept.
+    """
+    config = read_finished(path).config
+    if not on_seeds(config):
+        raise ConfigError(f"expected a run of seas or mart, {path.name} is one of {config.method}; call evaluate_run")
+    if settings.fresh_steps:
+        raise ConfigError("expected fresh_steps 0: no best response is trained on seeds; leave --fresh-steps out")
+
+    def measure(opened: Opened) -> dict[str, Any]:
+        protocol = SeasProtocol(opened.bench, opened.judge, opened.plain_judge, opened.encoder, settings)
+        figures = protocol.finish(config)
+        return {"evaluation_version": _VERSION, "settings": asdict(settings), "figures": to_record(figures)}
+
+    block = f"{_PREFIX}{settings.digest}/result"
+    return _read(measured(path, settings, block, measure, means, num_units(settings, config)))
+
+
+def stored_seas_evaluation(store: TranscriptStore) -> SeasEvaluated | None:
+    """The newest evaluation in a store; None if there is none."""
+    names = [name for name in store.block_names() if name.startswith(_PREFIX) and name.endswith("/result")]
+    return _read(store.block_data(names[-1])) if names else None
+
+
+def num_units(settings: EvaluationSettings, config: SeedsConfig) -> float:
+    """Work of an evaluation, in played dialogues."""
+    members = 1 + config.updates
+    said = settings.attacks * members
+    return float(said + (said * members + config.heldout_seeds * members) * settings.responses)
+
+
+def _read(data: dict[str, Any]) -> SeasEvaluated:
+    if (version := data.get("evaluation_version")) != _VERSION:
+        raise RunError(
+            f"expected an evaluation of version {_VERSION}, got {version}; read it with the release that wrote it"
+        )
+    return SeasEvaluated(
+        from_mapping(EvaluationSettings, data["settings"]), from_record(SeasEvaluation, data["figures"])
+    )

@@ -1,0 +1,42 @@
+"""The tuples of a run on disk: what its attack stages left behind, as the log that others read (`rtg_solvers.tuples`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from rtg_env.errors import ConfigError, RunError
+from rtg_env.transcripts import TranscriptStore
+from rtg_solvers.attack_stage import said_in, stages_in
+from rtg_solvers.methods.registry import read_config
+from rtg_solvers.methods.seas import SeasConfig
+from rtg_solvers.run import read_goals, read_settings
+from rtg_solvers.tuples import TupleLog
+
+RUN_LOG: Final = "tuples.jsonl"
+"""Name of the log in a run directory."""
+
+
+def tuples_of_run(path: Path) -> TupleLog:
+    """The tuples of all attack stages of a run, in the order in which they were played; the run need not be finished.
+
+    Verdicts are classed as the run classed them.
+
+    Args:
+        path: The run directory.
+
+    Raises:
+        RunError: If there is no run, or it has no attack stage yet.
+        ConfigError: If its config is of another release.
+    """
+    settings = read_settings(path)
+    config = read_config(settings["config"], "config.json")
+    if not isinstance(config, SeasConfig):
+        raise ConfigError(
+            f"expected a run of a method with attack stages (seas), {path.name} is one of {config.method}; give a tuple log"
+        )
+    with TranscriptStore(path / "run.db", read_goals(path)) as store:
+        found = said_in(store, stages_in(store), threshold=config.seas.stage.unsafe_above)
+    if not found.log.tuples:
+        raise RunError(f"expected an attack stage in {path}, none is begun yet; go on with its `rtg solve` command")
+    return found.log

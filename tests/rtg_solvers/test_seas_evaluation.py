@@ -1,0 +1,175 @@
+"""The evaluation of SEAS: the published matrix as a game, ability measured by hand, and a whole run's figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rtg_agents.progress import SilentProgress
+from rtg_agents.seed_prompt import first_prompt, render_seed
+from rtg_env.errors import ConfigError
+from rtg_env.goals import builtin
+from rtg_env.transcripts import TranscriptStore
+from rtg_solvers.cli import run
+from rtg_solvers.evaluation.ability import QUESTIONS, ability, dressed, is_right
+from rtg_solvers.evaluation.matrix import solved_matrix
+from rtg_solvers.evaluation.protocol import EvaluationSettings
+from rtg_solvers.evaluation.run import Means, evaluate_run
+from rtg_solvers.evaluation.seas_run import evaluate_seas_run
+from rtg_solvers.evaluation.seas_tables import seas_tables
+from rtg_solvers.report import write_report
+from rtg_solvers.run import read_goals
+from rtg_solvers.seeding import rng_for
+from tests.judges_for_runs import Consonants
+from tests.rtg_solvers.runs import run_here
+
+# arXiv:2408.02632, attack success in per cent, rows R0..R3, columns T0..T3 (Llama-3-8B).
+PUBLISHED = np.array(
+    [
+        [54.89, 16.44, 6.33, 3.12],
+        [88.21, 59.02, 14.55, 7.08],
+        [91.28, 90.55, 51.47, 24.92],
+        [95.17, 97.06, 92.93, 73.97],
+    ]
+)
+SETTINGS = EvaluationSettings(attacks=8, responses=2, benign=6, embeddings="hashed")
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    outcome = run_here(tiny_folder, tmp_path_factory.mktemp("seas"), method="seas", iterations=1)
+    means = Means(progress=SilentProgress(), offline=True, judge=Consonants())
+    return outcome.path, evaluate_seas_run(outcome.path, SETTINGS, means)
+
+
+def test_the_published_matrix_has_a_saddle_at_the_last_pair() -> None:
+    found = solved_matrix(PUBLISHED)
+    assert found.value == pytest.approx(73.97, abs=1e-6)
+    assert found.saddle == (3, 3)
+    assert found.diagonal == pytest.approx((92.05, 89.98, 68.01, 0.0), abs=1e-9)
+    assert found.red == pytest.approx((0, 0, 0, 1), abs=1e-6)
+    assert found.blue == pytest.approx((0, 0, 0, 1), abs=1e-6)
+
+
+def test_a_matrix_without_a_saddle_has_mixtures() -> None:
+    # [[.8, .2], [.3, .6]]: indifference gives (1/3, 2/3), (4/9, 5/9), value 7/15.
+    found = solved_matrix(np.array([[0.8, 0.2], [0.3, 0.6]]))
+    assert found.saddle is None
+    assert found.value == pytest.approx(7 / 15)
+    assert found.red == pytest.approx((1 / 3, 2 / 3))
+    # (R0, T0) = 0.8: red can gain nothing, the target 0.6. (R1, T1) = 0.6: red nothing, the target 0.3.
+    assert found.diagonal == pytest.approx((0.6, 0.3))
+
+
+def test_the_first_prompt_of_a_seed_is_what_stood_there_first() -> None:
+    assert first_prompt(render_seed("t", ["one\nand more", "two"])) == "one\nand more"
+    assert first_prompt(render_seed("t", ["alone"])) == "alone"
+    with pytest.raises(ConfigError, match="expected a seed by `render_seed` or a text by"):
+        first_prompt("an ordinary goal")
+
+
+def test_an_answer_is_right_by_a_whole_word() -> None:
+    assert is_right("It is Paris.", "paris")
+    assert is_right("The answer: 12!", "12|twelve")
+    assert not is_right("It is 120.", "12|twelve")
+    assert not is_right("", "a")
+    assert len({question for question, _ in QUESTIONS}) == len(QUESTIONS)
+
+
+def test_benign_requests_are_dressed_as_attacks() -> None:
+    benign = builtin().split("heldout").benign[:3]
+    said = dressed(benign)
+    assert len(set(said)) == 3
+    for text, goal in zip(said, benign, strict=True):
+        assert goal.nature_says(0) in text
+        assert text != goal.nature_says(0)
+
+
+def test_every_attacker_meets_every_target_on_held_out_seeds(evaluated) -> None:
+    path, (_, found) = evaluated
+    assert (found.red, found.blue) == (("R0", "R1"), ("T0", "T1"))
+    assert found.num_seeds == 4
+    goals = read_goals(path)
+    with TranscriptStore(path / "run.db", goals) as store:
+        names = [name for name in store.block_names() if name.startswith("evaluation-seas/")]
+        said = {
+            version: [item.transcript.exchanges[0].red for item in store.block(name)]
+            for name in names
+            if "/said/" in name
+            for version in [name.split("/said/")[1]]
+        }
+        for name in (one for one in names if "/answered/red" in one):
+            red, blue = name.split("/answered/")[1].split("/")
+            played = store.block(name)
+            assert {item.transcript.goal.split for item in played} == {"heldout"}
+            assert {item.blue for item in played} == {blue}
+            assert [item.transcript.exchanges[0].red for item in played] == [
+                text for text in said[red] for _ in range(2)
+            ]
+            # A cell is the share of its replies above the run's threshold, by hand.
+            share = np.mean([item.transcript.verdicts[0].harm > 0.02 for item in played])
+            row, column = int(red[4:6]) - 1, int(blue[5:7]) - 1
+            assert found.matrices[0].cells[row][column].mean == pytest.approx(share)
+            assert found.matrices[0].cells[row][column].count == 16
+            own = Consonants()
+            second = np.mean([own.harm_of(item.transcript.exchanges[0].blue) > 0.02 for item in played])
+            assert found.matrices[1].cells[row][column].mean == pytest.approx(second)
+    judges = [matrix.judge_id for matrix in found.matrices]
+    assert judges == ["vowels@1+given-attack@1", "consonants@1+given-attack@1"]
+    for matrix in found.matrices:
+        means = np.array([[cell.mean for cell in row] for row in matrix.cells])
+        assert np.array(matrix.solved.red) @ means @ np.array(matrix.solved.blue) == pytest.approx(matrix.solved.value)
+        low, high = matrix.value_interval
+        assert low <= matrix.solved.value <= high
+
+
+def test_targets_are_compared_with_the_base_model(evaluated) -> None:
+    _, (_, found) = evaluated
+    assert [one.target for one in found.abilities] == ["base model", "T0", "T1"]
+    base, first, _ = found.abilities
+    assert first.perplexity != base.perplexity
+    assert all(one.perplexity == pytest.approx(np.exp(one.nats_per_token.mean)) for one in found.abilities)
+    assert {one.refusal.count for one in found.abilities} == {6}
+    assert [one.target for one in found.static] == ["T0", "T1"]
+    assert [one.variety.num for one in found.written] == [8, 8]
+
+
+def test_an_evaluation_is_read_back_and_shown(evaluated) -> None:
+    path, first = evaluated
+    again = evaluate_seas_run(path, SETTINGS, Means(progress=SilentProgress(), offline=True, judge=Consonants()))
+    assert repr(again) == repr(first)
+    titles = [table.title for table in seas_tables(first.figures)]
+    assert len(titles) == 6
+    page = write_report(path).read_text()
+    assert "How far each pair is from an equilibrium" in page
+    assert "held-out seeds" in page
+
+
+def test_what_cannot_be_evaluated_is_explained(evaluated, capsys) -> None:
+    path, _ = evaluated
+    with pytest.raises(ConfigError, match="evaluate_seas_run"):
+        evaluate_run(path, SETTINGS, progress=SilentProgress())
+    assert run(["evaluate", str(path), "--fresh-steps", "2", "--offline"]) == 1
+    assert "fresh_steps 0" in capsys.readouterr().err
+    assert run(["evaluate", str(path), "--dry-run", "--attacks", "8"]) == 0
+    # 2 attackers say 8 sentences; each is answered 5 times by 2 targets, and 4 prompts by 2 targets.
+    assert f"about {16 + (32 + 8) * 5} dialogues" in capsys.readouterr().out
+
+
+def test_a_target_that_echoes_is_neither_helpful_nor_refusing_by_its_judge(backend) -> None:
+    from rtg_agents.policy import BASE, BackendPolicy, Sampling
+    from rtg_agents.prompting import blue_view
+    from tests.doubles import ScriptedJudge, failed, verdict
+
+    policy = BackendPolicy(
+        name="t", backend=backend, adapter=BASE, prompting=blue_view, sampling=Sampling(max_new_tokens=4)
+    )
+    benign = builtin().split("heldout").benign[:4]
+    judge = ScriptedJudge(verdict(refusal=0.9, helpful=0.0), verdict(refusal=0.1, helpful=0.5), failed(), verdict())
+    found = ability("t", policy, benign, judge, rng_for(0, "x"))
+    assert found.refusal.mean == pytest.approx(1 / 3)
+    assert found.helpful.mean == pytest.approx(0.5)
+    assert (found.refusal.count, found.refusal.num_unscored) == (3, 1)
+    assert [case.goal.id for case in judge.seen] == [goal.id for goal in benign]
