@@ -26,13 +26,14 @@ from rtg_agents.models import fingerprint, quiet_transformers
 from rtg_agents.packing import Pack, batches, pack
 from rtg_agents.policy import Completion, Request, TokenSequence
 from rtg_agents.tokens import ChatEncoder, ModelTokenizer
-from rtg_env.errors import MissingExtraError, ModelError, PolicyError
+from rtg_env.errors import ConfigError, MissingExtraError, ModelError, PolicyError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PACK_TOKENS: Final = 256
 _PASS_TOKENS: Final = 4096
+_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +108,21 @@ class TorchBackend:
         lora: LoraSettings | None = None,
         max_batch: int = 64,
         device: str = "cpu",
+        dtype: str = "auto",
     ) -> TorchBackend:
-        """A backend over a model folder (see `rtg_agents.models.resolve_model`): float32 on a CPU, bfloat16 on a GPU.
+        """A backend over a model folder.
+
+        Args:
+            folder: See `rtg_agents.models.resolve_model`.
+            model_id: Written into saved adapters as their base.
+            lora: Shape of new policies.
+            max_batch: Most rows that are decoded together.
+            device: Of torch's.
+            dtype: Of the base model: `float32`, `bfloat16`, or `auto`, the former on a CPU, the latter elsewhere.
+                Adapters are float32.
 
         Raises:
+            ConfigError: If torch knows or has no such device, or the type is another.
             ModelError: If transformers cannot read the folder.
         """
         try:
@@ -118,13 +130,17 @@ class TorchBackend:
         except ImportError as error:
             raise MissingExtraError("transformers", "llm") from error
         folder = Path(folder)
-        dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+        place, chosen = _device(device), _DTYPES.get(dtype)
+        if dtype == "auto":
+            chosen = torch.float32 if place.type == "cpu" else torch.bfloat16
+        if chosen is None:
+            raise ConfigError(f"expected dtype to be auto, {' or '.join(_DTYPES)}, got {dtype!r}")
         try:
             with quiet_transformers():
                 model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+                    folder, dtype=chosen, use_safetensors=True, trust_remote_code=False, local_files_only=True
                 )
-                model = model.to(device)
+                model = model.to(place)
                 tokenizer = transformers.AutoTokenizer.from_pretrained(
                     folder, trust_remote_code=False, local_files_only=True
                 )
@@ -359,6 +375,22 @@ class _Part:
     logps: torch.Tensor
     entropies: torch.Tensor
     states: torch.Tensor
+
+
+def _device(name: str) -> torch.device:
+    """A device that is here.
+
+    Raises:
+        ConfigError: If there is none of that name.
+    """
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"expected a device that torch finds here, such as cpu or cuda, got {name!r}: {reason}"
+        ) from None
 
 
 def _assembled(sequences: Sequence[TokenSequence], parts: Sequence[_Part], *, entropy: bool, hidden: bool) -> Evaluated:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rtg_agents.models import resolve_model
 from rtg_agents.population import Population
 from rtg_agents.progress import Progress, WorkMeter
 from rtg_agents.prompting import PROMPT_VERSION
@@ -24,6 +23,7 @@ from rtg_solvers.configs import to_mapping
 from rtg_solvers.distil import MODEL_KINDS, STUDENT, Distillation, DistilSettings, learn, to_json
 from rtg_solvers.finished import ADAPTER_FILES, FinishedRun
 from rtg_solvers.methods import registry
+from rtg_solvers.model_loading import load_backend
 from rtg_solvers.rollout import Game
 from rtg_solvers.run import RunDirectory
 from rtg_solvers.session import resolve_judge
@@ -162,8 +162,6 @@ def _model_and_judge(run: FinishedRun, means: Means) -> tuple[TorchBackend, Judg
     Raises:
         RunError: If those of the same names are others now.
     """
-    from rtg_agents.hf import TorchBackend
-
     config, prompts = run.config, run.settings.get("prompt_version")
     if prompts != PROMPT_VERSION:
         raise RunError(
@@ -174,9 +172,7 @@ def _model_and_judge(run: FinishedRun, means: Means) -> tuple[TorchBackend, Judg
         config, resolve_judge(config.judge, offline=means.offline, cache_dir=means.cache_dir, progress=means.progress)
     )
     _check_same("judge", str(run.settings["judge_id"]), judge.judge_id)
-    folder = resolve_model(config.model, offline=means.offline, cache_dir=means.cache_dir, progress=means.progress)
-    means.progress.message(f"Loading {config.model} ..")
-    backend = TorchBackend.load(folder, model_id=config.model, lora=config.lora)
+    backend = load_backend(config, means.progress, offline=means.offline, cache_dir=means.cache_dir)
     _check_same("model", run.model_fingerprint, backend.fingerprint)
     return backend, judge
 

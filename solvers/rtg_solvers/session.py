@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from rtg_agents.models import resolve_encoder, resolve_model
+from rtg_agents.models import resolve_encoder
 from rtg_agents.progress import Progress, WorkMeter
 from rtg_agents.prompting import PROMPT_VERSION
 from rtg_agents.scripted import longest_filled
@@ -32,6 +32,7 @@ from rtg_solvers.intervals import payoff_value_interval
 from rtg_solvers.measures import Estimate, paired_estimate
 from rtg_solvers.methods import registry
 from rtg_solvers.methods.grts import GRTSConfig
+from rtg_solvers.model_loading import load_backend
 from rtg_solvers.oracles.tactics import require_extra
 from rtg_solvers.plugins import imported, is_named
 from rtg_solvers.result import Result
@@ -147,11 +148,7 @@ def run_method(
         if run.store.has_block(RESULT):
             return Outcome(path=run.path, result=result.from_json(run.store.block_data(RESULT)), was_finished=True)
         if backend is None:
-            from rtg_agents.hf import TorchBackend
-
-            folder = resolve_model(config.model, offline=offline, cache_dir=cache_dir, progress=progress)
-            progress.message(f"Loading {config.model} ..")
-            backend = TorchBackend.load(folder, model_id=config.model, lora=config.lora)
+            backend = load_backend(config, progress, offline=offline, cache_dir=cache_dir)
         second = (
             registry.referee(
                 config, resolve_judge(config.report_judge, offline=offline, cache_dir=cache_dir, progress=progress)

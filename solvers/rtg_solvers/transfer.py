@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from rtg_agents.models import resolve_model
 from rtg_agents.policy import BASE, BackendPolicy, Policy
 from rtg_agents.progress import Progress, WorkMeter
 from rtg_agents.prompting import blue_view
@@ -29,6 +28,7 @@ from rtg_solvers.attack_log import FoundAttack, attacks_found, different
 from rtg_solvers.evaluation.attacks import one_exchange, success_of
 from rtg_solvers.finished import FinishedRun, read_finished
 from rtg_solvers.measures import Estimate, mean_estimate, share_estimate
+from rtg_solvers.model_loading import load_backend
 from rtg_solvers.plugins import imported, is_named
 from rtg_solvers.rollout import Game, Pairing, play
 from rtg_solvers.seeding import draw_seed, rng_for
@@ -221,11 +221,9 @@ class _Loader:
         return self._speaking(self._own, name, adapter)
 
     def _loaded(self, model: str) -> TorchBackend:
-        from rtg_agents.hf import TorchBackend
-
-        folder = resolve_model(model, offline=self._offline, cache_dir=self._cache_dir, progress=self._progress)
-        self._progress.message(f"Loading {model} ..")
-        return TorchBackend.load(folder, model_id=model, lora=self._run.config.lora)
+        return load_backend(
+            self._run.config, self._progress, offline=self._offline, cache_dir=self._cache_dir, model=model
+        )
 
     def _speaking(self, backend: TorchBackend, name: str, adapter: str) -> Policy:
         sampling = self._run.config.blue_sampling

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from rtg_agents.hf import TorchBackend
 from rtg_agents.lora import LoraSettings
 from rtg_agents.policy import BASE, ChatMessage, Request, Sampling, TokenSequence
-from rtg_env.errors import ModelError, PolicyError
+from rtg_env.errors import ConfigError, ModelError, PolicyError
 from tests.adapters import added_up, shake
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -308,3 +309,40 @@ def test_a_tokenizer_without_chat_template_is_refused() -> None:
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match="chat template"):
         TorchBackend(tiny_model(), tokenizer, model_id="tiny")
+
+
+def test_a_model_in_bfloat16_says_nearly_what_it_says_in_float32_and_learns_in_float32(tiny_folder: Path) -> None:
+    exact, short = (TorchBackend.load(tiny_folder, model_id="tiny", dtype=name) for name in ("float32", "bfloat16"))
+    assert short.bank.model.get_output_embeddings().weight.dtype == torch.bfloat16
+    for backend in (exact, short):
+        backend.create("red_03@v1", seed=3)
+        shake(backend, "red_03@v1", 3)
+    assert {one.dtype for one in short.parameters("red_03@v1").values()} == {torch.float32}
+    said = exact.generate([request("hello", seed, "red_03@v1") for seed in range(8)])
+    sequences = [
+        TokenSequence(
+            policy="red_03@v1",
+            ids=one.prompt_ids + one.token_ids,
+            spans=((len(one.prompt_ids), len(one.prompt_ids) + len(one.token_ids)),),
+        )
+        for one in said
+    ]
+    wide, narrow = (np.concatenate(backend.score(sequences)) for backend in (exact, short))
+    assert np.abs(wide - narrow).max() > 1e-5  # another type indeed
+    assert np.abs(wide - narrow).mean() < 0.2  # nats per token; the tiny model's weights are large
+    assert np.corrcoef(wide, narrow)[0, 1] > 0.97
+    short.evaluate(sequences, trained=["red_03@v1"]).logps.sum().backward()
+    assert all(one.grad is not None and one.grad.isfinite().all() for one in short.parameters("red_03@v1").values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device": "gpu"}, "expected a device that torch finds here"),
+        ({"device": "cuda:77"}, "expected a device that torch finds here"),
+        ({"dtype": "float16"}, "expected dtype to be auto, float32 or bfloat16"),
+    ],
+)
+def test_an_unknown_device_or_type_is_refused(tiny_folder: Path, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TorchBackend.load(tiny_folder, model_id="tiny", **settings)

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rtg_agents.models import resolve_model
 from rtg_agents.progress import Progress, WorkMeter
 from rtg_env.errors import ConfigError, RunError
 from rtg_env.judges.base import Encoder, Judge
@@ -18,6 +17,7 @@ from rtg_solvers.evaluation.results import Evaluation
 from rtg_solvers.finished import read_finished
 from rtg_solvers.methods import registry
 from rtg_solvers.methods.registry import AnyConfig
+from rtg_solvers.model_loading import load_backend
 from rtg_solvers.oracles.rl import step_units
 from rtg_solvers.records import from_record, to_record
 from rtg_solvers.result import Result
@@ -163,15 +163,6 @@ def measured(
             restore_members(bench, found)
             run.store.put_block(block, [], measure(Opened(bench, found, judge, plain, encoder)))
         return run.store.block_data(block)
-
-
-def load_backend(config: AnyConfig, progress: Progress, *, offline: bool, cache_dir: Path | None) -> TorchBackend:
-    """The model of a run, without its adapters."""
-    from rtg_agents.hf import TorchBackend
-
-    folder = resolve_model(config.model, offline=offline, cache_dir=cache_dir, progress=progress)
-    progress.message(f"Loading {config.model} ..")
-    return TorchBackend.load(folder, model_id=config.model, lora=config.lora)
 
 
 def restore_members(bench: Workbench, found: Result) -> None:
