@@ -119,21 +119,6 @@ def checks(config: RunConfig, stages: int, goals: GoalSet, *, num_learning: int 
     return 3 * (stages + 1) * config.dialogues_per_gap + 2 * num_learning * num_heldout
 
 
-def check_single_attacks(game: GameConfig) -> None:
-    """Refuse rules under which an attack on a seed is not one sentence and one reply.
-
-    Raises:
-        ConfigError: Naming the settings.
-    """
-    if game.num_exchanges != 1 or game.benign_prob != 0.0 or game.num_red != 1:
-        raise ConfigError(
-            "expected game.num_exchanges 1, game.num_red 1 and game.benign_prob 0: an attack stage is single attacks on "
-            f"seeds; got {game.num_exchanges}, {game.num_red} and {game.benign_prob}"
-        )
-    if game.red_tokens or game.blue_tokens:
-        raise ConfigError("expected no limit on a side's tokens (game.red_tokens, game.blue_tokens 0)")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """What a run would do, before it does it; less if an oracle finds nothing better."""

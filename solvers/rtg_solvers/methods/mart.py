@@ -18,17 +18,15 @@ from rtg_agents.population import untrained_seeded_members
 from rtg_agents.seed_prompt import render_after
 from rtg_env.errors import ConfigError
 from rtg_env.goals import Goal, GoalSet, Split
-from rtg_env.rules import GameConfig
-from rtg_env.tactics import Tactic
 from rtg_env.transcripts import TranscriptStore
 from rtg_env.types import Role
 from rtg_solvers.loop import DialogueContext, Method
 from rtg_solvers.mart_rounds import end_of, selected_rounds
 from rtg_solvers.mart_selection import MartPrompt
 from rtg_solvers.meta_solvers import latest, nash
-from rtg_solvers.methods.common import Cost, RunConfig, check_single_attacks, checks
+from rtg_solvers.methods.common import Cost, checks
+from rtg_solvers.methods.seeded import SeededConfig
 from rtg_solvers.oracles.mart import MartOracle, MartSettings
-from rtg_solvers.oracles.rl import RLSettings
 from rtg_solvers.payoffs import PayoffTensor
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.seeds import SeedPrompt, SeedStore, load_seeds
@@ -44,7 +42,7 @@ _MAX_ACTION_CHARS: Final = 3000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MartConfig(RunConfig):
+class MartConfig(SeededConfig):
     """Everything that decides a run of MART. The defaults take minutes on two CPU cores."""
 
     method: Literal["mart"] = "mart"
@@ -56,18 +54,6 @@ class MartConfig(RunConfig):
     mart: MartSettings = field(default_factory=MartSettings)
     """Seeds, rounds, selection, training."""
 
-    heldout_seeds: int = 32
-    """Seeds of the held-out half, for checks; at least 2."""
-
-    game: GameConfig = field(default_factory=lambda: GameConfig(num_exchanges=1, benign_prob=0.0))
-    """Rules and pay: one exchange, no benign goals."""
-
-    dialogues_per_cell: int = 32
-    """Dialogues per payoff cell, at least 2; on average, if `adaptive`."""
-
-    dialogues_per_gap: int = 32
-    """Fresh deals per gap, at least 2."""
-
     red_sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, max_new_tokens=32))
     """How red's models draw; the paper also truncates at top-p 0.9, which nothing here does."""
 
@@ -76,27 +62,14 @@ class MartConfig(RunConfig):
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
-        RunConfig.__post_init__(self)  # zero-argument super() fails in a dataclass with slots
-        if self.rounds < 1 or self.heldout_seeds < 2:
-            raise ConfigError(
-                f"expected rounds >= 1 and heldout_seeds >= 2, got {self.rounds} and {self.heldout_seeds}"
-            )
-        check_single_attacks(self.game)
+        SeededConfig.__post_init__(self)  # zero-argument super() fails in a dataclass with slots
+        if self.rounds < 1:
+            raise ConfigError(f"expected rounds >= 1, got {self.rounds}")
         if self.game.max_action_chars > _MAX_ACTION_CHARS:
             raise ConfigError(
                 f"expected game.max_action_chars of at most {_MAX_ACTION_CHARS}, got {self.game.max_action_chars}: a prompt "
                 "becomes what red is told in the next round; lower it"
             )
-
-    @property
-    def fills(self) -> Sequence[Tactic]:
-        """No member fills templates with a seed."""
-        return ()
-
-    @property
-    def rl(self) -> RLSettings:
-        """Of fresh best responses, which this method does not have: the usual ones."""
-        return RLSettings()
 
     @property
     def unsafe_above(self) -> float:

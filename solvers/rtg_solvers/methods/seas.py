@@ -16,13 +16,11 @@ from rtg_agents.policy import Sampling
 from rtg_agents.population import untrained_seeded_members
 from rtg_env.errors import ConfigError
 from rtg_env.goals import GoalSet
-from rtg_env.rules import GameConfig
-from rtg_env.tactics import Tactic
 from rtg_env.types import Role
 from rtg_solvers.loop import DialogueContext, Method
 from rtg_solvers.meta_solvers import latest, nash
-from rtg_solvers.methods.common import Cost, RunConfig, check_single_attacks, checks
-from rtg_solvers.oracles.rl import RLSettings
+from rtg_solvers.methods.common import Cost, checks
+from rtg_solvers.methods.seeded import SeededConfig
 from rtg_solvers.oracles.seas import SeasOracle, SeasSettings
 from rtg_solvers.payoffs import PayoffTensor
 from rtg_solvers.seed_goals import seed_goals
@@ -39,7 +37,7 @@ _ROLES: Final[tuple[Role, ...]] = ("red", "blue")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SeasConfig(RunConfig):
+class SeasConfig(SeededConfig):
     """Everything that decides a run of SEAS. The defaults take minutes on two CPU cores."""
 
     method: Literal["seas"] = "seas"
@@ -54,18 +52,6 @@ class SeasConfig(RunConfig):
     seas: SeasSettings = field(default_factory=SeasSettings)
     """Seeds, stage, pairs, preferences, general data."""
 
-    heldout_seeds: int = 32
-    """Seeds of the held-out half, for checks and the evaluation; at least 2."""
-
-    game: GameConfig = field(default_factory=lambda: GameConfig(num_exchanges=1, benign_prob=0.0))
-    """Rules and pay: one exchange, no benign goals (over-refusal is measured in the evaluation)."""
-
-    dialogues_per_cell: int = 32
-    """Dialogues per payoff cell, at least 2; on average, if `adaptive`."""
-
-    dialogues_per_gap: int = 32
-    """Fresh deals per gap, at least 2."""
-
     red_sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, max_new_tokens=32))
     """How red's models draw; the paper also truncates at top-p 0.9, which nothing here does."""
 
@@ -74,22 +60,9 @@ class SeasConfig(RunConfig):
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
-        RunConfig.__post_init__(self)  # zero-argument super() fails in a dataclass with slots
-        if self.iterations < 1 or self.heldout_seeds < 2:
-            raise ConfigError(
-                f"expected iterations >= 1 and heldout_seeds >= 2, got {self.iterations} and {self.heldout_seeds}"
-            )
-        check_single_attacks(self.game)
-
-    @property
-    def fills(self) -> Sequence[Tactic]:
-        """No member fills templates with a seed."""
-        return ()
-
-    @property
-    def rl(self) -> RLSettings:
-        """Of fresh best responses, which this method does not have: the usual ones."""
-        return RLSettings()
+        SeededConfig.__post_init__(self)  # zero-argument super() fails in a dataclass with slots
+        if self.iterations < 1:
+            raise ConfigError(f"expected iterations >= 1, got {self.iterations}")
 
     @property
     def unsafe_above(self) -> float:
