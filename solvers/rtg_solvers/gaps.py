@@ -111,8 +111,12 @@ def measure_gap(
     )
     red_version, blue_version = deviations
     mixed = play_unit(f"{name}/mixture", base)
-    red_played = play_unit(f"{name}/red", [deviating(pairing, "red", red_version) for pairing in base])
-    blue_played = play_unit(f"{name}/blue", [deviating(pairing, "blue", blue_version) for pairing in base])
+
+    def played(role: Role, version: str) -> list[Played]:
+        changed = [deviating(pairing, role, version) for pairing in base]
+        return mixed if changed == base else play_unit(f"{name}/{role}", changed)  # nobody deviates: nothing is played
+
+    red_played, blue_played = played("red", red_version), played("blue", blue_version)
     return Gap(
         red_deviation=red_version,
         blue_deviation=blue_version,

@@ -470,7 +470,7 @@ def cost(config: AttackConfig, goals: GoalSet) -> Cost:
     planned = stages(config)
     red, blue = (_UNTRAINED[role] + sum(stage.role == role for stage in planned) for role in ("red", "blue"))
     tuned = any(stage.role == "blue" for stage in planned)
-    checked = checks(config, len(planned), goals, num_learning=1 + tuned)
+    checked = checks(config, len(planned), goals, deviating=1, last=1 + (blue > 1), num_learning=1 + tuned)
     played = red * blue * config.dialogues_per_cell
     work = [_training(config, stage.recipe, goals) for stage in planned]
     queries, units = sum(each.queries for each in work), sum(each.units for each in work)

@@ -106,17 +106,21 @@ class RunConfig:
         return "hashed"
 
 
-def checks(config: RunConfig, stages: int, goals: GoalSet, *, num_learning: int = 2) -> int:
+def checks(
+    config: RunConfig, stages: int, goals: GoalSet, *, deviating: int = 2, last: int = 2, num_learning: int = 2
+) -> int:
     """Dialogues of a run's own checks: a gap per stage and one of the solution, the gains of the newest members.
 
     Args:
         config: Of the run.
         stages: Stages or iterations.
         goals: Both halves; the newest members are checked on the held-out harmful ones.
-        num_learning: Sides that get a new member; the gain of a side that learns nothing is not measured.
+        deviating: Sides that deviate in the gap of a stage: those that learn in it.
+        last: The same of the solution's gap: those that have more than one member.
+        num_learning: Sides that get a new member in the run; the gain of one that learns nothing is not measured.
     """
     num_heldout = len(goals.split("heldout").harmful) * config.heldout_repeats
-    return 3 * (stages + 1) * config.dialogues_per_gap + 2 * num_learning * num_heldout
+    return (stages * (1 + deviating) + 1 + last) * config.dialogues_per_gap + 2 * num_learning * num_heldout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -186,7 +186,7 @@ class GFlowNetOracle:
         settings, num_goals = self._settings, len(task.context.game.goals.harmful)
         buffer = ReplayBuffer(settings.replay, num_contexts=num_goals, group_size=settings.group_size)
         for step in range(trainer.steps_done):
-            buffer.add(_first_sentences(self._attempts(task, step)))
+            self._keep(buffer, self._attempts(task, step))
         while trainer.steps_done < settings.steps and self._affords_step(task, trainer.steps_done, buffer):
             self._step(task, trainer, buffer)
             trainer.save(workdir_of(task) / "checkpoint")
@@ -233,13 +233,21 @@ class GFlowNetOracle:
             store.put_block(name, tree.played, {**siblings_to_json(tree), **fluency})
         fresh = self._attempts(task, step)
         replayed = self._replayed(rng, buffer, num_replayed, first=_first_sentences(fresh))
-        buffer.add(_first_sentences(fresh))
+        self._keep(buffer, fresh)
         figures = self._update(task, trainer, [*fresh, *replayed])
         if not store.has_block(f"step/{task.version}/{step:04d}"):
             store.put_block(
                 f"step/{task.version}/{step:04d}", [], self._figures(task, step, fresh, len(buffer), figures)
             )
         task.context.meter.add(step_units(settings))
+
+    @property
+    def _replays(self) -> bool:
+        return self._settings.behaviour.replay_share > 0.0
+
+    def _keep(self, buffer: ReplayBuffer, fresh: Sequence[Attempt]) -> None:
+        if self._replays:
+            buffer.add(_first_sentences(fresh))
 
     def _rng(self, task: Task[DialogueContext], step: int) -> np.random.Generator:
         """Of a step's behaviours, and of what it replays."""
@@ -321,7 +329,9 @@ class GFlowNetOracle:
             raise JudgeError(
                 f"expected a scored attack in {name}, all are unscored; mend the judge and start a new run"
             )
-        rows = unit(self._encoder.encode([said[index].text for index in known]))
+        # Who never replays needs no near-duplicates told.
+        texts = [said[index].text for index in known] if self._replays else []
+        rows = unit(self._encoder.encode(texts)) if texts else np.zeros((len(known), 0))
         attempts = []
         for index, row in zip(known, rows, strict=True):
             sibling, action = tree.siblings[index], said[index]
