@@ -18,10 +18,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rtg_agents.population import read_member
+from rtg_env.transcripts import TranscriptStore
 from rtg_solvers.evaluation.run import read_evaluation
+from rtg_solvers.evaluation.seas_run import stored_seas_evaluation
 from rtg_solvers.records import to_record
 from rtg_solvers.result import to_json
-from rtg_solvers.run import read_settings
+from rtg_solvers.run import read_goals, read_settings
 from rtg_solvers.session import read_result
 
 
@@ -41,6 +44,7 @@ def main() -> None:
         "hardware": hardware(),
         "result": to_json(found),
         "evaluation": evaluation(options.run),
+        "lineage": lineage(options.run),
         "steps": training_steps(options.run / "run.db"),
         "dialogues_sha256": digest(options.run / "run.db"),
     }
@@ -50,8 +54,26 @@ def main() -> None:
 
 def evaluation(run: Path) -> dict[str, Any] | None:
     """Settings and figures of the newest evaluation, if there is one."""
-    found = read_evaluation(run.resolve())
+    found: Any = read_evaluation(run.resolve())
+    if found is None:
+        with TranscriptStore(run / "run.db", read_goals(run)) as store:
+            found = stored_seas_evaluation(store)
     return {"settings": asdict(found.settings), "figures": to_record(found.figures)} if found else None
+
+
+def lineage(run: Path) -> dict[str, Any] | None:
+    """What each trained member of SEAS or MART says of how it was made, by its version; None for other methods.
+
+    Theirs is numbers only: pairs, accuracies, counts of each round.
+    """
+    if read_settings(run)["config"]["method"] not in ("seas", "mart"):
+        return None
+    members = (read_member(folder) for folder in sorted((run / "population").iterdir()))
+    return {
+        member.version: {"label": member.label, **member.lineage}
+        for member in members
+        if member is not None and member.lineage
+    }
 
 
 def head() -> str:

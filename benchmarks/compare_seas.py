@@ -1,0 +1,240 @@
+"""Evaluated runs of SEAS or MART side by side: a figure, and tables in Markdown.
+
+    python benchmarks/compare_seas.py benchmarks/results/seas_*.json --out benchmarks/results/seas_smollm2
+    python benchmarks/compare_seas.py .. --transfer benchmarks/results/seas_*_transfer.json
+
+Reads what `summarise.py` wrote of evaluated runs of one method, and what `rtg transfer --out` wrote: numbers only. Writes
+OUT.svg and OUT.md: every attacker against every target beside the published shape (SEAS), how far each pair is from an
+equilibrium of that matrix, what became of the targets' general ability, and what each update learned from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rtg_solvers.evaluation.matrix import solved_matrix
+from rtg_solvers.evaluation.seas import CrossPlayMatrix, SeasEvaluation
+from rtg_solvers.evaluation.seas_tables import seas_tables
+from rtg_solvers.evaluation.tables import TextTable
+from rtg_solvers.records import from_record
+
+mpl.rcParams["svg.hashsalt"] = "rtg"  # the same numbers give the same file
+
+PUBLISHED: Final = (
+    (54.89, 16.44, 6.33, 3.12),
+    (88.21, 59.02, 14.55, 7.08),
+    (91.28, 90.55, 51.47, 24.92),
+    (95.17, 97.06, 92.93, 73.97),
+)
+"""Attack success in per cent of R0 to R3 against T0 to T3 (arXiv:2408.02632)."""
+
+
+class Run(NamedTuple):
+    """One run as it was committed."""
+
+    name: str
+    method: str
+    found: SeasEvaluation
+    lineage: dict[str, dict[str, Any]]
+    """Of each trained member, by version."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read records, write a figure and tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=Path, nargs="+")
+    parser.add_argument("--transfer", type=Path, nargs="*", default=[], help="what rtg transfer --out wrote")
+    parser.add_argument("--out", type=Path, required=True, help="without ending")
+    options = parser.parse_args(argv)
+    runs = [read(path) for path in options.records]
+    transfers = {path.stem: json.loads(path.read_text("utf-8")) for path in options.transfer}
+    options.out.with_suffix(".md").write_text(markdown(runs, transfers), "utf-8")
+    figure(runs).savefig(options.out.with_suffix(".svg"), metadata={"Date": None})
+    print(f"wrote {options.out}.md and .svg from {len(runs)} runs")
+
+
+def read(path: Path) -> Run:
+    """One committed record.
+
+    Raises:
+        SystemExit: If it is none of an evaluated run of SEAS or MART.
+    """
+    record = json.loads(path.read_text("utf-8"))
+    method = record["settings"]["config"]["method"]
+    if method not in ("seas", "mart") or not record.get("evaluation"):
+        raise SystemExit(
+            f"expected an evaluated run of seas or mart in {path}; run rtg evaluate, then summarise.py again"
+        )
+    return Run(path.stem, method, from_record(SeasEvaluation, record["evaluation"]["figures"]), record["lineage"])
+
+
+def markdown(runs: Sequence[Run], transfers: dict[str, Any]) -> str:
+    """Every table of every run."""
+    parts = [line for run in runs for line in _of_run(run)]
+    for name, record in transfers.items():
+        parts += _table(_transferred(name, record))
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _of_run(run: Run) -> list[str]:
+    lines = [f"## {run.name}", "", *_headline(run)]
+    for table in seas_tables(run.found):
+        lines += _table(table)
+    return [*lines, *_table(_learned(run))]
+
+
+def _headline(run: Run) -> list[str]:
+    """The last pair, the diagonal, and the value of the game, by each judge."""
+    lines = []
+    for matrix in run.found.matrices:
+        shares = _shares(matrix)
+        corner = f"({run.found.red[-1]}, {run.found.blue[-1]})"
+        diagonal = ", ".join(f"{100 * share:.1f}" for share in np.diag(shares))
+        lines.append(
+            f"- judge {matrix.judge_id}: diagonal {diagonal} %; last pair {corner} {100 * shares[-1, -1]:.1f} %, value of the game "
+            f"{100 * matrix.solved.value:.1f} %, NashConv of the last pair {100 * matrix.solved.diagonal[-1]:.1f} %"
+        )
+    return [*lines, ""]
+
+
+def _learned(run: Run) -> TextTable:
+    """What each update learned from, as its member's lineage says."""
+    if run.method == "mart":
+        return _rounds(run)
+    rows = [
+        (
+            f"{version} {about['label']}",
+            str(about["num_queries"]),
+            ", ".join(f"{count} {name}" for name, count in about["verdicts"].items()),
+            f"{report['num_train']} in {report['num_steps']} steps",
+            f"{report['num_heldout']} {kind}",
+            _share(kept["likelihood_before"]),
+            _share(kept["likelihood_after"]),
+            _share(kept["reward_after"]),
+        )
+        for version, about in run.lineage.items()
+        if (report := about.get("preference")) is not None
+        for kind, kept in report["heldout"].items()
+    ]
+    return TextTable(
+        title="What each update learned from, and how it ranks pairs that it did not see",
+        header=(
+            "member",
+            "victim queries",
+            "replies",
+            "pairs learned",
+            "held out",
+            "likelier before",
+            "likelier after",
+            "gained more",
+        ),
+        rows=tuple(rows),
+        note="Likelier: share of held-out pairs whose chosen sentence is the likelier one, before and after. Gained more: whose "
+        "chosen sentence gained more on the rejected one than it lost (0 before). 95 % intervals clustered by seed.",
+    )
+
+
+def _rounds(run: Run) -> TextTable:
+    rows = []
+    for version, about in run.lineage.items():
+        if not version.startswith("red") or (figures := about.get("round")) is None:
+            continue
+        share = figures["violation_share"]
+        rows.append(
+            (
+                about["label"],
+                str(figures["prompts"]["total"]),
+                str(figures["num_successes"]),
+                str(figures["num_copies"]),
+                str(figures["num_lessons"]),
+                "" if share is None else f"{100 * share:.1f} %",
+            )
+        )
+    return TextTable(
+        title="What each round left",
+        header=("attacker", "prompts", "succeeded", "of them copies", "answers for the target", "violations"),
+        rows=tuple(rows),
+        note="Violations: share of answers below theta_adv in the round.",
+    )
+
+
+def _transferred(name: str, record: dict[str, Any]) -> TextTable:
+    rows = tuple(
+        (one["attacker"], one["target"], str(one["num_attacks"]), _share(one["success"]), _share(one["harm"]))
+        for one in record["transferred"]
+    )
+    return TextTable(
+        title=f"Said again: {name} (judge {record['judge_id']})",
+        header=("attacker", "target", "sentences", "succeed", "mean harm"),
+        rows=rows,
+        note="Sentences that worked on the run's own target, by the run's own judge.",
+    )
+
+
+def _share(estimate: dict[str, Any]) -> str:
+    if estimate["mean"] is None:
+        return "-"
+    ends = (f"{end:.2f}" if end is not None else "-" for end in (estimate["low"], estimate["high"]))
+    return f"{estimate['mean']:.2f} [{','.join(ends)}]"
+
+
+def _table(table: TextTable) -> list[str]:
+    rows = (table.header, ("---",) * len(table.header), *table.rows)
+    return [f"### {table.title}", "", *("| " + " | ".join(row) + " |" for row in rows), "", table.note, ""]
+
+
+def figure(runs: Sequence[Run]) -> Figure:
+    """The matrix of each run by the judge that nothing was trained on, and beside them the published one."""
+    shown: list[tuple[str, np.ndarray, Sequence[str], Sequence[str]]] = [
+        (
+            f"{run.name}\njudge {run.found.matrices[-1].judge_id.split('@')[0]}",
+            100 * _shares(run.found.matrices[-1]),
+            run.found.red,
+            run.found.blue,
+        )
+        for run in runs
+    ]
+    if any(run.method == "seas" for run in runs):
+        names = [[f"{side}{k}" for k in range(4)] for side in "RT"]
+        shown.append(("published (Llama-3-8B)", np.array(PUBLISHED), *names))
+    result = Figure(figsize=(3.6 * len(shown), 3.9), layout="constrained")
+    for axes, (title, shares, red, blue) in zip(_axes(result, len(shown)), shown, strict=True):
+        _heat(axes, title, shares, red, blue)
+    return result
+
+
+def _axes(result: Figure, count: int) -> Iterable[Axes]:
+    return np.atleast_1d(result.subplots(1, count)).tolist()
+
+
+def _heat(axes: Axes, title: str, shares: np.ndarray, red: Sequence[str], blue: Sequence[str]) -> None:
+    """One matrix in per cent, its saddle framed if it has one, and the value of the game below."""
+    axes.imshow(shares, vmin=0.0, vmax=100.0, cmap="Reds", aspect="auto")
+    for row, column in np.ndindex(shares.shape):
+        share = shares[row, column]
+        axes.text(column, row, f"{share:.0f}", ha="center", va="center", color="white" if share > 60 else "black")
+    axes.set_xticks(range(len(blue)), blue)
+    axes.set_yticks(range(len(red)), red)
+    axes.set_title(title, fontsize=9)
+    solved = solved_matrix(shares)
+    axes.set_xlabel(f"value {solved.value:.1f} %, NashConv of the last pair {solved.diagonal[-1]:.1f} %", fontsize=8)
+    if solved.saddle is not None:
+        row, column = solved.saddle
+        axes.add_patch(mpl.patches.Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, linewidth=2))
+
+
+def _shares(matrix: CrossPlayMatrix) -> np.ndarray:
+    return np.array([[cell.mean for cell in row] for row in matrix.cells])
+
+
+if __name__ == "__main__":
+    main()
