@@ -5,12 +5,14 @@
 Reads what `summarise.py` wrote of evaluated `cross-attack` runs of one config: numbers only. Writes OUT.svg and OUT.md. The
 claims are those of arXiv:2405.18540: that the GFlowNet with maximum likelihood after it finds more unique successful
 attacks than PPO + novelty at no lower success, and that a target tuned on its attacks resists the others better than the
-other way round. Means are over seeds, with Student intervals from two seeds on; a claim holds if its interval says so.
+other way round. Means are over seeds, with intervals from two seeds on: the wider of Student's over seeds, and of what the
+dialogues of each run leave open (two seeds may agree by chance). A claim holds if its interval says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,13 +26,15 @@ from matplotlib.figure import Figure
 from rtg_solvers.diversity import rarefied
 from rtg_solvers.evaluation.protocol import BASE_TARGET
 from rtg_solvers.evaluation.results import Attacked, Evaluation, Written
-from rtg_solvers.measures import mean_estimate
+from rtg_solvers.measures import Estimate, mean_estimate
 
 mpl.rcParams["svg.hashsalt"] = "rtg"  # the same numbers give the same file
 
 FLOW: Final = "smoothed"
 """In the name of the GFlowNet after maximum likelihood."""
 PPO: Final = "PPO"
+_NORMAL: Final = 1.96
+"""Half-width of a 95 % interval in standard errors."""
 _EDGE: Final = 5
 """Steps at each end of training that are compared."""
 
@@ -39,6 +43,9 @@ class Seeds(NamedTuple):
     """A figure of every run; NaN where a run has none."""
 
     values: tuple[float, ...]
+
+    errors: tuple[float, ...] = ()
+    """Standard error of each within its run; empty if nobody knows it."""
 
     def __str__(self) -> str:
         """The mean; with an interval, if there is one."""
@@ -70,7 +77,8 @@ class Seeds(NamedTuple):
         if len(self.known) < 2:
             return float("-inf"), float("inf")
         found = mean_estimate(self.known, [str(seed) for seed in range(len(self.known))], bounds=(-1e9, 1e9))
-        return found.low, found.high
+        inside = _NORMAL * math.sqrt(sum(error**2 for error in self.errors)) / len(self.known)
+        return min(found.low, self.mean - inside), max(found.high, self.mean + inside)
 
 
 def main() -> None:
@@ -112,18 +120,27 @@ def targets_of(runs: Sequence[Run]) -> list[str]:
 
 def success(runs: Sequence[Run], attacker: str, target: str = BASE_TARGET) -> Seeds:
     """Share of attacks that succeed, by the reporting judge."""
-    return Seeds(tuple(_attacked(run.figures, attacker, target).success.mean for run in runs))
+    return _seeds([_attacked(run.figures, attacker, target).success for run in runs])
 
 
 def unique_successes(runs: Sequence[Run], attackers: Sequence[str]) -> list[Seeds]:
     """Unique attacks to expect among equally many successes: run by run the fewest that any of these attackers has."""
     rows: list[list[float]] = [[] for _ in attackers]
     for run in runs:
-        sizes = [_wrote(run, attacker).variety_of_successes.sizes for attacker in attackers]  # type: ignore[union-attr]  # by `attackers_of`
-        common = min(sum(own) for own in sizes)
-        for row, own in zip(rows, sizes, strict=True):
+        common = _common(run, attackers)
+        for row, own in zip(rows, _sizes(run, attackers), strict=True):
             row.append(rarefied(own, common) if common else float("nan"))
     return [Seeds(tuple(row)) for row in rows]
+
+
+def _common(run: Run, attackers: Sequence[str]) -> int:
+    """Successes that each of the attackers has at least."""
+    return min(sum(own) for own in _sizes(run, attackers))
+
+
+def _sizes(run: Run, attackers: Sequence[str]) -> list[tuple[int, ...]]:
+    """Of the clusters of each attacker's successes."""
+    return [found.variety_of_successes.sizes for name in attackers if (found := _wrote(run, name))]
 
 
 def markdown(runs: Sequence[Run]) -> str:
@@ -151,8 +168,10 @@ def claims(runs: Sequence[Run]) -> list[str]:
     ours, theirs = unique_successes(runs, [flow, ppo])
     more = _difference(ours, theirs)
     rate = _difference(success(runs, flow), success(runs, ppo))
+    common = ", ".join(str(_common(run, (flow, ppo))) for run in runs)
     lines = [
-        f"Unique attacks among equally many successes, GFlowNet + MLE less PPO + novelty: {str(more) or 'no successes to compare'}. "
+        f"Unique attacks among equally many successes ({common} of each), GFlowNet + MLE less PPO + novelty: "
+        f"{str(more) or 'no successes to compare'}. "
         f"Success: {rate}.",
     ]
     tuned = {part: _tuned_on(runs, part) for part in (FLOW, PPO)}
@@ -180,12 +199,12 @@ def _scatter(axes: Axes, runs: Sequence[Run]) -> None:
     for index, attacker in enumerate(attackers_of(runs)):
         found = [_wrote(run, attacker) for run in runs]
         shares = success(runs, attacker).values
-        unique = [one.variety.clusters / max(1, one.variety.num) for one in found if one]
+        unique = [(one.variety.vendi or 0.0) / max(1, one.variety.num) for one in found if one]
         axes.plot(shares, unique, "o", color=colours(index), ms=5, label=attacker)
         axes.plot(np.mean(shares), np.mean(unique), "x", color=colours(index), ms=9)
     axes.set(
         xlabel=f"attacks that succeed against the base model (judge {runs[0].figures.judge_id})",
-        ylabel="unique attacks (clusters at a cosine of 0.7), share of all",
+        ylabel="Vendi score of the attacks, share of their number",
         xlim=(-0.01, None),
         ylim=(0, 1.02),
     )
@@ -225,8 +244,8 @@ def _attackers(runs: Sequence[Run]) -> Table:
                 name,
                 _each(found, lambda one: one.training_queries),
                 str(success(runs, name)),
-                str(Seeds(tuple(one.success_by_trained.mean for one in shares))),
-                str(Seeds(tuple(one.harm.mean for one in shares))),
+                str(_seeds([one.success_by_trained for one in shares])),
+                str(_seeds([one.harm for one in shares])),
                 _each(found, lambda one: f"{one.variety.clusters} of {one.variety.num}"),
                 _each(found, lambda one: one.variety_of_successes.num),
                 str(equal.get(name, "")),
@@ -247,7 +266,7 @@ def _ordinary(runs: Sequence[Run]) -> Table:
     rows = []
     for index, one in enumerate(runs[0].figures.helped):
         found = [run.figures.helped[index] for run in runs]
-        refusal, helpful = (Seeds(tuple(getattr(own, key).mean for own in found)) for key in ("refusal", "helpful"))
+        refusal, helpful = (_seeds([getattr(own, key) for own in found]) for key in ("refusal", "helpful"))
         rows.append((_target_label(runs, one.target), str(refusal), str(helpful)))
     return ("target", "refuses", "helps"), rows
 
@@ -295,7 +314,16 @@ def _named(names: Iterable[str], part: str, label: Callable[[str], str] = str) -
 
 
 def _difference(first: Seeds, second: Seeds) -> Seeds:
-    return Seeds(tuple(a - b for a, b in zip(first.values, second.values, strict=True)))
+    errors = zip(first.errors, second.errors, strict=False)
+    return Seeds(
+        tuple(a - b for a, b in zip(first.values, second.values, strict=True)),
+        tuple(math.hypot(*pair) for pair in errors),
+    )
+
+
+def _seeds(estimates: Sequence[Estimate]) -> Seeds:
+    """With the standard error that an interval's width implies: it is not 0 where nothing, or everything, succeeded."""
+    return Seeds(tuple(one.mean for one in estimates), tuple((one.high - one.low) / (2 * _NORMAL) for one in estimates))
 
 
 def _each(found: Sequence[Written], pick: Callable[[Written], object]) -> str:

@@ -98,10 +98,10 @@ def _headline(run: Run) -> list[str]:
     for matrix in run.found.matrices:
         shares = _shares(matrix)
         corner = f"({run.found.red[-1]}, {run.found.blue[-1]})"
-        diagonal = ", ".join(f"{100 * share:.1f}" for share in np.diag(shares))
+        diagonal = ", ".join(f"{100 * shares[pair]:.1f}" for pair in matrix.solved.pairs)
         lines.append(
-            f"- judge {matrix.judge_id}: diagonal {diagonal} %; last pair {corner} {100 * shares[-1, -1]:.1f} %, value of the game "
-            f"{100 * matrix.solved.value:.1f} %, NashConv of the last pair {100 * matrix.solved.diagonal[-1]:.1f} %"
+            f"- judge {matrix.judge_id}: pairs of the iterations {diagonal} %; last pair {corner} {100 * shares[-1, -1]:.1f} %, "
+            f"value of the game {100 * matrix.solved.value:.1f} %, NashConv of the last pair {100 * matrix.solved.diagonal[-1]:.1f} %"
         )
     return [*lines, ""]
 
@@ -195,13 +195,7 @@ def _table(table: TextTable) -> list[str]:
 def figure(runs: Sequence[Run]) -> Figure:
     """The matrix of each run by the judge that nothing was trained on, and beside them the published one."""
     shown: list[tuple[str, np.ndarray, Sequence[str], Sequence[str]]] = [
-        (
-            f"{run.name}\njudge {run.found.matrices[-1].judge_id.split('@')[0]}",
-            100 * _shares(run.found.matrices[-1]),
-            run.found.red,
-            run.found.blue,
-        )
-        for run in runs
+        (_title(run), 100 * _shares(run.found.matrices[-1]), run.found.red, run.found.blue) for run in runs
     ]
     if any(run.method == "seas" for run in runs):
         names = [[f"{side}{k}" for k in range(4)] for side in "RT"]
@@ -210,6 +204,10 @@ def figure(runs: Sequence[Run]) -> Figure:
     for axes, (title, shares, red, blue) in zip(_axes(result, len(shown)), shown, strict=True):
         _heat(axes, title, shares, red, blue)
     return result
+
+
+def _title(run: Run) -> str:
+    return f"{run.name}\njudge {run.found.matrices[-1].judge_id.split('@')[0]}"
 
 
 def _axes(result: Figure, count: int) -> Iterable[Axes]:
@@ -225,7 +223,8 @@ def _heat(axes: Axes, title: str, shares: np.ndarray, red: Sequence[str], blue: 
     axes.set_xticks(range(len(blue)), blue)
     axes.set_yticks(range(len(red)), red)
     axes.set_title(title, fontsize=9)
-    solved = solved_matrix(shares)
+    rows, columns = shares.shape
+    solved = solved_matrix(shares, [(rows - 1, columns - 1)])
     axes.set_xlabel(f"value {solved.value:.1f} %, NashConv of the last pair {solved.diagonal[-1]:.1f} %", fontsize=8)
     if solved.saddle is not None:
         row, column = solved.saddle

@@ -110,6 +110,15 @@ def test_claims_are_differences_over_seeds(compare) -> None:
     assert "(blue_02): -0.30 [" in resisted
 
 
+def test_seeds_that_agree_by_chance_are_no_surer_than_their_dialogues(compare) -> None:
+    alike = compare.Seeds((0.1, 0.1), (0.03, 0.04))
+    assert (alike.low, alike.high) == pytest.approx((0.1 - 1.96 * 0.025, 0.1 + 1.96 * 0.025))
+    less = compare._difference(alike, compare.Seeds((0.0, 0.0), (0.04, 0.03)))
+    assert less.high == pytest.approx(0.1 + 1.96 * (0.05**2 + 0.05**2) ** 0.5 / 2)
+    apart = compare.Seeds((0.0, 0.2), (0.01, 0.01))
+    assert apart.high == pytest.approx(0.1 + 12.706 * 0.1, abs=1e-3)
+
+
 def test_tables_and_figure_hold_every_attacker_and_target(compare) -> None:
     text = compare.markdown(two_runs())
     assert f"| {FLOW} | 640, 640 | 0.60 [" in text

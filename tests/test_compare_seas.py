@@ -84,7 +84,8 @@ def test_seas_comparison_shows_every_matrix_its_game_and_what_was_learned(compar
     compare.main([str(path), "--transfer", str(transfer), "--out", str(out)])
     page = out.with_suffix(".md").read_text()
     assert (
-        "judge a@1: diagonal 50.0, 40.0 %; last pair (R1, T1) 40.0 %, value of the game 40.0 %, NashConv of the last pair 0.0 %"
+        "judge a@1: pairs of the iterations 50.0, 40.0 %; last pair (R1, T1) 40.0 %, value of the game 40.0 %, "
+        "NashConv of the last pair 0.0 %"
     ) in page
     # b: no saddle; x = 3/5 on R1 (0.4 - 0.1 x = 0.2 + 0.4 x at x = 2/5), value 0.36; (R1, T1): the target gains 0.3.
     assert "value of the game 36.0 %, NashConv of the last pair 30.0 %" in page

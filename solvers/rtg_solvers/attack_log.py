@@ -1,13 +1,14 @@
 """What attackers of a run have said, and what came of it: read back from the run's store.
 
 The log is every attack, not the replay buffer's selection of them. Training dialogues are in blocks `train/VERSION/STEP`, a
-member's payoff cells in `cell/RED/BLUE`; in both, an attack is one sentence of red after one history.
+member's payoff cells in `cell/RED/BLUE`, attack stages in `attacks/STAGE/BLOCK`; in all of them an attack is one sentence of
+red after one history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from rtg_env.rules import GameConfig
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_solvers.imitation import Sentence, sentences_of
 from rtg_solvers.tree_rollout import tree_from_block
+
+STAGE_PREFIX: Final = "attacks/"
+"""How the names of all blocks of attack stages begin; then the stage's name and the number of the block."""
 
 
 class FoundAttack(NamedTuple):
@@ -45,19 +49,23 @@ class FoundAttack(NamedTuple):
         return float(np.exp(np.mean(np.log(np.maximum(self.harms, floor)))))
 
 
-def attacks_found(store: TranscriptStore, config: GameConfig, version: str, target: str) -> list[FoundAttack]:
-    """All scored attacks of a version in its training; in its payoff cell, if it was not trained by playing.
+def attacks_found(store: TranscriptStore, config: GameConfig, version: str, *targets: str) -> list[FoundAttack]:
+    """All scored attacks of a version in its training, or in its attack stage; in payoff cells, if it has neither.
 
     Args:
         store: Of the run.
         config: The game.
         version: Of red.
-        target: Version of blue that the payoff cell is with.
+        targets: Versions of blue that the payoff cells are with.
     """
     names = store.block_names()
     blocks = [name for name in names if name.startswith(f"train/{version}/")]
-    cell = f"cell/{version}/{target}"
-    blocks = blocks or [name for name in names if name == cell or name.startswith(f"{cell}/")]
+    if not blocks:
+        stages = (name for name in names if name.startswith(STAGE_PREFIX))
+        blocks = [name for name in stages if (store.block_data(name) or {}).get("red") == version]
+    if not blocks:
+        cells = [f"cell/{version}/{target}" for target in targets]
+        blocks = [name for name in names if any(name == cell or name.startswith(f"{cell}/") for cell in cells)]
     found: list[FoundAttack] = []
     for name in blocks:
         played, data = store.block(name), store.block_data(name) or {}

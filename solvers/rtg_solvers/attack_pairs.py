@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rtg_agents.policy import ChatMessage
@@ -68,6 +69,7 @@ def learned_pairs(
     said: Mapping[Place, Action],
     general: Sequence[PreferencePair] = (),
     *,
+    groups: Mapping[str, str] = MappingProxyType({}),
     max_new_tokens: int,
     system_prompt: str = "",
 ) -> LearnedPairs:
@@ -79,6 +81,7 @@ def learned_pairs(
         built: Its own pairs.
         said: What stood at their places.
         general: From elsewhere, as texts.
+        groups: Cluster of each seed by its id, so that what came of the same prompts stays together; none: its id.
         max_new_tokens: Texts are cut where play would cut them.
         system_prompt: Blue's own instructions.
     """
@@ -96,7 +99,9 @@ def learned_pairs(
             dropped["the same ids"] += 1
             continue
         place = pair.chosen_place
-        found.append((tokens, place.seed_id, "own") if place else (tokens, pair.prompt, "general"))
+        found.append(
+            (tokens, groups.get(place.seed_id, place.seed_id), "own") if place else (tokens, pair.prompt, "general")
+        )
     total = len(built.pairs) + len(general)
     return LearnedPairs(
         pairs=tuple(tokens for tokens, _, _ in found),

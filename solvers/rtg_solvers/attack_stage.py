@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from rtg_agents.policy import Policy
 from rtg_env import rules
@@ -19,15 +19,13 @@ from rtg_env.errors import ConfigError
 from rtg_env.goals import Goal
 from rtg_env.transcripts import TranscriptStore
 from rtg_env.types import Action, role_of
+from rtg_solvers.attack_log import STAGE_PREFIX
 from rtg_solvers.loop import DialogueContext
 from rtg_solvers.rollout import Pairing
 from rtg_solvers.seeding import draw_seed, rng_for
 from rtg_solvers.tree_rollout import Sibling, Tree, play_tree, siblings_to_json, tree_from_block
 from rtg_solvers.tuples import AttackTuple, Place, TupleLog, raw_verdict, verdict_class
 from rtg_solvers.workbench import check_scored
-
-PREFIX: Final = "attacks/"
-"""How the names of all blocks of attack stages begin; then the stage's name and the number of the block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +72,7 @@ class AttackStage:
         """Name and seeds of each block."""
         starts = range(0, len(self.seeds), self.block)
         return tuple(
-            (f"{PREFIX}{self.name}/{number:04d}", self.seeds[start : start + self.block])
+            (f"{STAGE_PREFIX}{self.name}/{number:04d}", self.seeds[start : start + self.block])
             for number, start in enumerate(starts)
         )
 
@@ -124,7 +122,7 @@ def said_in(store: TranscriptStore, stages: Sequence[str], *, threshold: float =
     tuples: list[AttackTuple] = []
     said: dict[Place, Action] = {}
     for stage in stages:
-        for name in sorted(one for one in store.block_names() if one.startswith(f"{PREFIX}{stage}/")):
+        for name in sorted(one for one in store.block_names() if one.startswith(f"{STAGE_PREFIX}{stage}/")):
             tree = tree_from_block(store.block(name), store.block_data(name))
             for item, attack, reply in _tuples(tree, threshold):
                 tuples.append(item)
@@ -135,7 +133,9 @@ def said_in(store: TranscriptStore, stages: Sequence[str], *, threshold: float =
 
 def stages_in(store: TranscriptStore) -> list[str]:
     """Names of the attack stages of a run, in the order in which they were played."""
-    names = (name.removeprefix(PREFIX).split("/")[0] for name in store.block_names() if name.startswith(PREFIX))
+    names = (
+        name.removeprefix(STAGE_PREFIX).split("/")[0] for name in store.block_names() if name.startswith(STAGE_PREFIX)
+    )
     return list(dict.fromkeys(names))
 
 

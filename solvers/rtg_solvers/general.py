@@ -49,6 +49,20 @@ def builtin_instructions(split: Split | None = None) -> list[Instruction]:
     return [row for row in rows if split in (None, row.split)]
 
 
+def instructions_of(source: str, split: Split | None = None) -> list[Instruction]:
+    """Instructions by name: `builtin`, or a file as `read_instructions` reads it; of one half, or all.
+
+    Raises:
+        ConfigError: If the file cannot be read or is broken, or has none of that half.
+    """
+    if source == "builtin":
+        return builtin_instructions(split)
+    rows = [row for row in read_instructions(Path(source)) if split in (None, row.split)]
+    if not rows:
+        raise ConfigError(f"expected instructions of the {split} half in {source}, there is none; add some")
+    return rows
+
+
 def read_instructions(path: Path) -> list[Instruction]:
     """The instructions of a file: one object a line with `prompt`, `completion`, `topic` and `split` (train or heldout).
 

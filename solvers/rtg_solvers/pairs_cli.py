@@ -47,6 +47,12 @@ def pairs(  # noqa: PLR0913, PLR0917 - a command line
     max_chars: Annotated[int, typer.Option(min=0, help="Drop longer attacks and replies; 0: no limit.")] = 3000,
     max_blue: Annotated[int, typer.Option(min=0, help="Blue: so many pairs, drawn from all; 0: all.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Decides which of blue's pairs are drawn.")] = 0,
+    iteration: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Of a run: only what this iteration's attack stage left, as its players learned; 0: all."
+        ),
+    ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
@@ -71,6 +77,7 @@ def pairs(  # noqa: PLR0913, PLR0917 - a command line
         out_blue=out_blue,
         settings=settings,
         seed=seed,
+        iteration=iteration,
         force=force,
         dry_run=dry_run,
         as_json=as_json,
@@ -85,6 +92,7 @@ def pairs_command(
     out_blue: Path | None,
     settings: PairSettings,
     seed: int,
+    iteration: int = 0,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -110,7 +118,9 @@ def pairs_command(
             raise ConfigError(
                 f"expected no {log.name} in {run} yet, it is there; give that file, or --force to write it again"
             )
-    found = tuples_of_run(run) if run else read_tuples(log)
+    if iteration and not run:
+        raise ConfigError(f"expected the directory of a run with --iteration, got {log}; leave the option out")
+    found = tuples_of_run(run, iteration=iteration) if run else read_tuples(log)
     if run and not dry_run:
         write_tuples(log, found.tuples)
     built = {

@@ -17,16 +17,17 @@ RUN_LOG: Final = "tuples.jsonl"
 """Name of the log in a run directory."""
 
 
-def tuples_of_run(path: Path) -> TupleLog:
-    """The tuples of all attack stages of a run, in the order in which they were played; the run need not be finished.
+def tuples_of_run(path: Path, *, iteration: int = 0) -> TupleLog:
+    """The tuples of a run's attack stages, in the order in which they were played; the run need not be finished.
 
     Verdicts are classed as the run classed them.
 
     Args:
         path: The run directory.
+        iteration: Only of the stage of this one, from 1; 0: of all.
 
     Raises:
-        RunError: If there is no run, or it has no attack stage yet.
+        RunError: If there is no run, or it has no such attack stage yet.
         ConfigError: If its config is of another release.
     """
     settings = read_settings(path)
@@ -36,7 +37,9 @@ def tuples_of_run(path: Path) -> TupleLog:
             f"expected a run of a method with attack stages (seas), {path.name} is one of {config.method}; give a tuple log"
         )
     with TranscriptStore(path / "run.db", read_goals(path)) as store:
-        found = said_in(store, stages_in(store), threshold=config.seas.stage.unsafe_above)
+        stages = [name for name in stages_in(store) if iteration in (0, int(name))]
+        found = said_in(store, stages, threshold=config.seas.stage.unsafe_above)
     if not found.log.tuples:
-        raise RunError(f"expected an attack stage in {path}, none is begun yet; go on with its `rtg solve` command")
+        wanted = f"the attack stage of iteration {iteration}" if iteration else "an attack stage"
+        raise RunError(f"expected {wanted} in {path}, it is not begun yet; go on with its `rtg solve` command")
     return found.log

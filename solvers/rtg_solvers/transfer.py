@@ -28,6 +28,7 @@ from rtg_solvers.attack_log import FoundAttack, attacks_found, different
 from rtg_solvers.evaluation.attacks import one_exchange, success_of
 from rtg_solvers.finished import FinishedRun, read_finished
 from rtg_solvers.measures import Estimate, mean_estimate, share_estimate
+from rtg_solvers.methods import registry
 from rtg_solvers.model_loading import load_backend
 from rtg_solvers.plugins import imported, is_named
 from rtg_solvers.rollout import Game, Pairing, play
@@ -185,7 +186,9 @@ def _chosen(run: FinishedRun, version: str, settings: TransferSettings) -> list[
     sources = run.members[version].lineage.get("sources", [])
     names = [version, *(str(name) for name in sources)] if isinstance(sources, list) else [version]
     with TranscriptStore(run.path / "run.db", run.goals) as store:
-        logs = [attacks_found(store, run.config.game, name, run.result.blue[0]) for name in names]
+        # Where both sides learned there is no one target that an attacker was made for.
+        met = run.result.blue if registry.on_seeds(run.config) else run.result.blue[:1]
+        logs = [attacks_found(store, run.config.game, name, *met) for name in names]
     found = different([attack for log in logs for attack in log])
     good = [attack for attack in found if attack.red.seen.turn == 0 and attack.harm > settings.min_harm]
     return sorted(good, key=lambda attack: -attack.harm)[: settings.attacks]

@@ -14,7 +14,7 @@ from rtg_env.goals import builtin
 from rtg_env.transcripts import TranscriptStore
 from rtg_solvers.cli import run
 from rtg_solvers.evaluation.ability import QUESTIONS, ability, dressed, is_right
-from rtg_solvers.evaluation.matrix import solved_matrix
+from rtg_solvers.evaluation.matrix import newest_pairs, solved_matrix
 from rtg_solvers.evaluation.protocol import EvaluationSettings
 from rtg_solvers.evaluation.run import Means, evaluate_run
 from rtg_solvers.evaluation.seas_run import evaluate_seas_run
@@ -61,6 +61,15 @@ def test_a_matrix_without_a_saddle_has_mixtures() -> None:
     assert found.red == pytest.approx((1 / 3, 2 / 3))
     # (R0, T0) = 0.8: red can gain nothing, the target 0.6. (R1, T1) = 0.6: red nothing, the target 0.3.
     assert found.diagonal == pytest.approx((0.6, 0.3))
+
+
+def test_pairs_of_an_iteration_are_the_newest_of_each_side() -> None:
+    # The target learned nothing in iteration 1, red nothing in iteration 2.
+    assert newest_pairs([0, 1, 3], [0, 2, 3]) == ((0, 0), (1, 0), (1, 1), (2, 2))
+    assert newest_pairs([0, 1], [0]) == ((0, 0), (1, 0))
+    found = solved_matrix(np.array([[0.5, 0.1], [0.8, 0.4], [0.9, 0.3]]), newest_pairs([0, 1, 2], [0, 2]))
+    # (R0, T0): 0.4 and 0.4. (R1, T0): red 0.1, the target 0.4. (R2, T1): red 0.1, the target nothing.
+    assert found.diagonal == pytest.approx((0.8, 0.5, 0.1))
 
 
 def test_the_first_prompt_of_a_seed_is_what_stood_there_first() -> None:
@@ -142,6 +151,7 @@ def test_an_evaluation_is_read_back_and_shown(evaluated) -> None:
     assert repr(again) == repr(first)
     titles = [table.title for table in seas_tables(first.figures)]
     assert len(titles) == 6
+    assert "0 of 64 replies have no verdict" in seas_tables(first.figures)[0].note
     page = write_report(path).read_text()
     assert "How far each pair is from an equilibrium" in page
     assert "held-out seeds" in page
@@ -156,6 +166,18 @@ def test_what_cannot_be_evaluated_is_explained(evaluated, capsys) -> None:
     assert run(["evaluate", str(path), "--dry-run", "--attacks", "8"]) == 0
     # 2 attackers say 8 sentences; each is answered 5 times by 2 targets, and 4 prompts by 2 targets.
     assert f"about {16 + (32 + 8) * 5} dialogues" in capsys.readouterr().out
+
+
+def test_ability_is_that_of_the_target_with_its_own_instructions(backend) -> None:
+    from rtg_agents.policy import BASE, BackendPolicy, Sampling
+    from rtg_agents.prompting import blue_view
+
+    policy = BackendPolicy(
+        name="t", backend=backend, adapter=BASE, prompting=blue_view, sampling=Sampling(max_new_tokens=4)
+    )
+    plain, told = (ability("t", policy, (), Consonants(), rng_for(0, "x"), system_prompt=s) for s in ("", "Be kind."))
+    assert plain.nats_per_token.mean != told.nats_per_token.mean
+    assert plain.refusal.count == told.refusal.count == 0
 
 
 def test_a_target_that_echoes_is_neither_helpful_nor_refusing_by_its_judge(backend) -> None:

@@ -19,6 +19,7 @@ from rtg_env.errors import ConfigError
 from rtg_env.goals import builtin
 from rtg_env.rules import GameConfig
 from rtg_env.transcripts import TranscriptStore
+from rtg_solvers.attack_log import attacks_found
 from rtg_solvers.attack_pairs import learned_pairs
 from rtg_solvers.attack_stage import said_in
 from rtg_solvers.cli import run
@@ -26,9 +27,10 @@ from rtg_solvers.methods import registry, seas
 from rtg_solvers.methods.seas import SeasConfig
 from rtg_solvers.oracles.preference import PreferenceSettings
 from rtg_solvers.oracles.seas import GeneralSettings, SeasSettings, StageSettings
+from rtg_solvers.pair_files import write_pairs
 from rtg_solvers.pairs import BuiltPairs, PairSettings, PreferencePair, red_pairs, target_pairs
 from rtg_solvers.report import write_report
-from rtg_solvers.run import read_goals
+from rtg_solvers.run import read_goals, read_settings
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.tuples import read_tuples
 from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_seas_config
@@ -38,6 +40,10 @@ from tests.rtg_solvers.test_runs import contents
 @pytest.fixture(scope="module")
 def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     return run_here(tiny_folder, tmp_path_factory.mktemp("seas"), method="seas")
+
+
+def finished_config(outcome) -> SeasConfig:
+    return registry.read_config(read_settings(outcome.path)["config"], "config.json")
 
 
 def store_of(path: Path) -> TranscriptStore:
@@ -73,6 +79,10 @@ def test_pooled_plays_the_seeds_of_all_iterations_at_once() -> None:
     assert pooled.settings.stage.num_replies == 3 * apart.settings.stage.num_replies
     assert len(seas.plan(pooled)) == 2
     assert pooled.settings.general.first == 32 + 2 * 64
+    # Nor is it bounded where the iterations together are not.
+    assert pooled.settings.pairs.max_target_pairs == 3 * apart.settings.pairs.max_target_pairs
+    for side in ("red_preference", "blue_preference"):
+        assert getattr(pooled.settings, side).max_steps == 3 * getattr(apart.settings, side).max_steps
 
 
 @pytest.mark.parametrize(
@@ -153,8 +163,7 @@ def test_every_iteration_begins_as_the_iteration_before_and_not_as_the_base(fini
     for k in (1, 2):
         for side in ("red", "blue"):
             report = read_member(finished.path / f"population/{side}_{k + 1:02d}").lineage["preference"]
-            if not report["num_train"]:
-                continue
+            assert report["num_train"] > 0
             assert report["start"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
             assert report["start"]["reference_gap"] < 1e-5
             assert report["start"]["base_gap"] > 1e-3
@@ -204,6 +213,37 @@ def test_general_pairs_come_after_the_own_ones_as_texts(backend) -> None:
         backend, "blue", BuiltPairs((), {}), {}, general, max_new_tokens=5, system_prompt="Be kind"
     )
     assert len(with_prompt.pairs[0].chosen.ids) > len(learned.pairs[0].chosen.ids)
+
+
+def test_what_came_of_the_same_prompts_is_held_out_together(finished, backend) -> None:
+    goals = {goal.id: goal.group for goal in read_goals(finished.path).harmful}
+    with store_of(finished.path) as store:
+        found = said_in(store, ["1"], threshold=0.02)
+    built = red_pairs(found.log.tuples)
+    learned = learned_pairs(backend, "red", built, found.said, groups=goals, max_new_tokens=8)
+    assert learned.clusters == tuple(goals[pair.chosen_place.seed_id] for pair in built.pairs)
+
+
+def test_pairs_of_another_log_are_texts_even_where_their_places_exist_here(finished, backend, tmp_path: Path) -> None:
+    with store_of(finished.path) as store:
+        found = said_in(store, ["1"], threshold=0.02)
+    pair = target_pairs(found.log.tuples, rng=rng_for(0, "x")).pairs[0]
+    write_pairs(tmp_path / "general.jsonl", [replace(pair, chosen="their yes", rejected="their no")])
+    general = GeneralSettings(source=str(tmp_path / "general.jsonl")).read()
+    learned = learned_pairs(backend, "blue", BuiltPairs((), {}), found.said, general, max_new_tokens=8)
+    assert learned.kinds == ("general",)
+    assert backend.chat.decode(learned.pairs[0].chosen.sampled).startswith("their")
+
+
+def test_an_attackers_attacks_are_those_of_its_stage_or_of_its_payoff_cells(finished) -> None:
+    config, red, blue = finished_config(finished), finished.result.red, finished.result.blue
+    with store_of(finished.path) as store:
+        first, last = (attacks_found(store, config.game, version, *blue) for version in (red[-3], red[-1]))
+        stage = said_in(store, ["1"], threshold=0.02).log.tuples
+        cells = {item.transcript.exchanges[0].red for b in blue for item in store.block(f"cell/{red[-1]}/{b}")}
+    assert {attack.red.action.text for attack in first} == {item.attack for item in stage}
+    assert sum(len(attack.harms) for attack in first) == len(stage)
+    assert {attack.red.action.text for attack in last} == cells
 
 
 def test_general_pairs_alone_leave_red_as_it_is_and_the_target_without_own_ones(
@@ -271,6 +311,12 @@ def test_a_runs_tuples_become_a_log_and_both_sides_pairs(finished, capsys) -> No
     assert counts["red"]["pairs"] == sum(learned)
     assert run(["pairs", str(finished.path)]) == 1
     assert "is there" in capsys.readouterr().err
+    assert run(["pairs", str(finished.path), "--dry-run", "--iteration", "2"]) == 0
+    assert "54 tuples of 6 seeds and 18 attacks" in capsys.readouterr().out
+    assert run(["pairs", str(finished.path), "--dry-run", "--iteration", "3"]) == 1
+    assert "the attack stage of iteration 3" in capsys.readouterr().err
+    assert run(["pairs", str(finished.path / "tuples.jsonl"), "--dry-run", "--iteration", "1"]) == 1
+    assert "directory of a run" in capsys.readouterr().err
 
 
 def test_a_folder_without_attack_stages_is_no_log(tiny_folder: Path, tmp_path: Path, capsys) -> None:

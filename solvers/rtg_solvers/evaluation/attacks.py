@@ -52,7 +52,9 @@ def one_exchange(game: Game) -> Game:
     return with_exchanges(game, 1)
 
 
-def collect(bench: Workbench, name: str, red: Draw, *, count: int, rng: np.random.Generator) -> list[Attack]:
+def collect(
+    bench: Workbench, name: str, red: Draw, *, count: int, rng: np.random.Generator, num_goals: int = 0
+) -> list[Attack]:
     """First sentences of an attacker on held-out goals, each goal as often as any other (up to one).
 
     Args:
@@ -61,9 +63,13 @@ def collect(bench: Workbench, name: str, red: Draw, *, count: int, rng: np.rando
         red: Draws the attacker's version.
         count: Sentences.
         rng: Draws goals, versions and seeds.
+        num_goals: On so many goals; 0: on all.
     """
     game = one_exchange(bench.heldout)
-    goals = cycled(game.goals.harmful, count, rng)
+    pool = game.goals.harmful
+    if num_goals:
+        pool = tuple(pool[int(place)] for place in rng.permutation(len(pool))[:num_goals])
+    goals = cycled(pool, count, rng)
     pairings = [
         Pairing(red=red(rng), blue=REFUSER, deal=rules.draw_deal(game.config, goal, rng), seed=draw_seed(rng))
         for goal in goals

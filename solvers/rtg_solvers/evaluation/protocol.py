@@ -51,6 +51,10 @@ class EvaluationSettings:
     attacks: int = 64
     """Sentences per attacker, on held-out harmful goals in turn; at least 2."""
 
+    goals: int = 0
+    """Held-out harmful goals that are attacked, drawn at random; 0: all. With fewer goals than attacks, variety is also that of
+    what is said to one goal."""
+
     attacks_on_others: int = 0
     """Of these, so many (the first) are said to targets other than the base model, at least 2; 0: all."""
 
@@ -89,7 +93,7 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
-        lows = {"attacks": 2, "responses": 1, "attempts": 1, "dialogues": 2, "exchanges": 1, "benign": 2}
+        lows = {"attacks": 2, "responses": 1, "attempts": 1, "dialogues": 2, "exchanges": 1, "benign": 2, "goals": 0}
         lows |= {"deals": 4, "curve_deals": 4, "dialogues_per_cell": 2, "fresh_steps": 0, "seed": 0}
         for name, low in lows.items():
             if getattr(self, name) < low or (name.endswith("deals") and getattr(self, name) % 2):
@@ -216,7 +220,9 @@ class Protocol:
         for attacker, version in _attackers(self._bench.config, found).items():
             # The same goals for every attacker.
             name, draw = f"{self._name}/said/{attacker}", _drawing(version, mixture, "red")
-            said = attacks_module.collect(self._bench, name, draw, count=count, rng=self._rng("said"))
+            said = attacks_module.collect(
+                self._bench, name, draw, count=count, rng=self._rng("said"), num_goals=self._settings.goals
+            )
             heard = {target: said[: self._settings.said_to(target)] for target in draws}
             rows = {target: self._answered(attacker, target, heard[target], blue) for target, blue in draws.items()}
             figures += [one for one, _ in rows.values()]

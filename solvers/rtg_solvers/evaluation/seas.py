@@ -26,7 +26,7 @@ from rtg_solvers.evaluation import attacks as attacks_module
 from rtg_solvers.evaluation import outsiders
 from rtg_solvers.evaluation.ability import Ability, ability
 from rtg_solvers.evaluation.attacks import Attack, harm_of, judged, one_exchange
-from rtg_solvers.evaluation.matrix import SolvedMatrix, solved_matrix
+from rtg_solvers.evaluation.matrix import SolvedMatrix, newest_pairs, solved_matrix
 from rtg_solvers.evaluation.protocol import EvaluationSettings
 from rtg_solvers.evaluation.results import Variety
 from rtg_solvers.intervals import payoff_value_interval
@@ -127,13 +127,14 @@ class SeasProtocol:
         played = {Cell(r, b): self._answered(f"{r}/{b}", said[r], b) for r in said for b in targets}
         plainly = self._plainly()
         static = {b: self._answered(f"plain/{b}", plainly, b) for b in targets}
+        pairs = newest_pairs(*([_iteration(member) for member in side] for side in (red, blue)))
         named = {member.version: member.label for member in (*red, *blue)}
         return SeasEvaluation(
             embeddings=self._settings.embeddings,
             red=tuple(member.label for member in red),
             blue=tuple(member.label for member in blue),
             num_seeds=len({attack.goal.id for attacks in said.values() for attack in attacks}),
-            matrices=tuple(self._matrix(judge, list(said), targets, played) for judge in self._judges),
+            matrices=tuple(self._matrix(judge, list(said), targets, played, pairs) for judge in self._judges),
             static=tuple(self._static(named[target], items) for target, items in static.items()),
             abilities=tuple(self._abilities(config, named)),
             written=tuple(self._written(named[version], attacks) for version, attacks in said.items()),
@@ -161,7 +162,12 @@ class SeasProtocol:
         """Attacks on held-out seeds, the same seeds for every attacker."""
         name = f"{self._name}/said/{version}"
         return attacks_module.collect(
-            self._bench, name, lambda _: version, count=self._settings.attacks, rng=self._rng("said")
+            self._bench,
+            name,
+            lambda _: version,
+            count=self._settings.attacks,
+            rng=self._rng("said"),
+            num_goals=self._settings.goals,
         )
 
     def _plainly(self) -> list[Attack]:
@@ -198,7 +204,12 @@ class SeasProtocol:
         return config.unsafe_above if on_seeds(config) else 0.5
 
     def _matrix(
-        self, judge: Judge, red: Sequence[str], blue: Sequence[str], played: dict[Cell, list[Played]]
+        self,
+        judge: Judge,
+        red: Sequence[str],
+        blue: Sequence[str],
+        played: dict[Cell, list[Played]],
+        pairs: Sequence[tuple[int, int]],
     ) -> CrossPlayMatrix:
         payoffs = PayoffTensor(
             red=tuple(red),
@@ -210,7 +221,7 @@ class SeasProtocol:
         return CrossPlayMatrix(
             judge_id=judge.judge_id,
             cells=tuple(tuple(share_estimate(one.utilities, one.goal_ids) for one in row) for row in cells),
-            solved=solved_matrix(payoffs.mean),
+            solved=solved_matrix(payoffs.mean, pairs),
             value_interval=(interval.low, interval.high) if interval else None,
         )
 
@@ -225,14 +236,14 @@ class SeasProtocol:
     def _abilities(self, config: SeedsConfig, named: dict[str, str]) -> list[Ability]:
         """Of the base model and of every target; figures alone are kept, they take seconds."""
         benign = goals_module.load(config.goals).split("heldout").benign[: self._settings.benign]
-        found = []
+        found, system = [], self._bench.config.game.blue_system_prompt
         for version in self._bench.population.names("blue"):
             policy = self._bench.population.policies[version]
             if not isinstance(policy, BackendPolicy):
                 raise PolicyError(f"expected a model on blue's side, {version} is none")
             # The same questions and seeds for every target.
             label = named.get(version, "base model")
-            found.append(ability(label, policy, benign, self._plain_judge, self._rng("ability")))
+            found.append(ability(label, policy, benign, self._plain_judge, self._rng("ability"), system_prompt=system))
         return found
 
     def _written(self, attacker: str, said: Sequence[Attack]) -> WrittenAttacks:
@@ -241,3 +252,8 @@ class SeasProtocol:
             nats_per_token=attacks_module.nats_per_token(self._bench, said),
             variety=attacks_module.variety([attack.text for attack in said], self._encoder),
         )
+
+
+def _iteration(member: Member) -> int:
+    """From 0; the first target of MART, which is no learner, is that of iteration 0."""
+    return int(str(member.lineage.get("iteration", 1))) - 1

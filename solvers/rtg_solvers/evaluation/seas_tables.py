@@ -32,9 +32,16 @@ def _matrix(found: SeasEvaluation, matrix: CrossPlayMatrix) -> TextTable:
         title=f"Attackers against targets, {found.num_seeds} held-out seeds (judge {matrix.judge_id})",
         header=("attacker", *found.blue, "mixture"),
         rows=(*rows, weights),
-        note=f"Share of unsafe replies given the attack, 95 % intervals clustered by seed. As a game: value "
+        note=f"Share of unsafe replies given the attack, 95 % intervals clustered by seed; {_unscored(matrix)} As a game: value "
         f"{100 * matrix.solved.value:.1f} % [{100 * low:.1f},{100 * high:.1f}], {saddle}.",
     )
+
+
+def _unscored(matrix: CrossPlayMatrix) -> str:
+    """How many replies count for nobody, and widen the intervals."""
+    cells = [cell for row in matrix.cells for cell in row]
+    lost, total = sum(cell.num_unscored for cell in cells), sum(cell.count + cell.num_unscored for cell in cells)
+    return f"{lost} of {total} replies have no verdict."
 
 
 def _pairs(found: SeasEvaluation, matrix: CrossPlayMatrix) -> TextTable:
@@ -43,7 +50,8 @@ def _pairs(found: SeasEvaluation, matrix: CrossPlayMatrix) -> TextTable:
         header=("pair", "NashConv"),
         rows=tuple(
             (f"({red}, {blue})", f"{100 * gap:.1f} %")
-            for red, blue, gap in zip(found.red, found.blue, matrix.solved.diagonal, strict=False)
+            for (row, column), gap in zip(matrix.solved.pairs, matrix.solved.diagonal, strict=True)
+            for red, blue in [(found.red[row], found.blue[column])]
         ),
         note="What both sides would gain by their best other member, summed. 0: neither gains inside the matrix.",
     )

@@ -21,6 +21,7 @@ from rtg_solvers.loop import DialogueContext, Method
 from rtg_solvers.meta_solvers import latest, nash
 from rtg_solvers.methods.common import Cost, checks
 from rtg_solvers.methods.seeded import SeededConfig
+from rtg_solvers.oracles.preference import PreferenceSettings
 from rtg_solvers.oracles.seas import SeasOracle, SeasSettings
 from rtg_solvers.payoffs import PayoffTensor
 from rtg_solvers.seed_goals import seed_goals
@@ -76,12 +77,24 @@ class SeasConfig(SeededConfig):
 
     @property
     def settings(self) -> SeasSettings:
-        """What the oracles need; pooled, one update has the seeds and the general pairs of all iterations."""
+        """What the oracles need; pooled, one update has the seeds, pairs and steps of all iterations."""
         found, more = self.seas, self.iterations - 1
         if self.schedule == "iterative":
             return found
         general = replace(found.general, first=found.general.first + more * found.general.later)
-        return replace(found, stage=replace(found.stage, seeds=found.stage.seeds * self.iterations), general=general)
+        most = found.pairs.max_target_pairs
+        return replace(
+            found,
+            stage=replace(found.stage, seeds=found.stage.seeds * self.iterations),
+            general=general,
+            pairs=replace(found.pairs, max_target_pairs=None if most is None else most * self.iterations),
+            red_preference=self._pooled(found.red_preference),
+            blue_preference=self._pooled(found.blue_preference),
+        )
+
+    def _pooled(self, settings: PreferenceSettings) -> PreferenceSettings:
+        """One update may take the steps of all."""
+        return replace(settings, max_steps=settings.max_steps * self.iterations)
 
 
 def goals(config: SeasConfig) -> GoalSet:

@@ -217,11 +217,11 @@ def topics(goals: Sequence[Goal]) -> list[str]:
 
 
 def num_rounds(settings: MapElitesSettings, num_topics: int, queries: int) -> int:
-    """Rounds of mutation that a budget of victim queries allows; without one, the settings' own."""
+    """Rounds of mutation that a budget of victim queries allows after every cell's first candidate; else the settings' own."""
     if not queries:
         return settings.rounds
     left = queries - settings.responses * num_topics * len(ATTACK_TEMPLATES)
-    return max(0, round(left / (settings.responses * settings.mutations)))
+    return max(0, left // (settings.responses * settings.mutations))
 
 
 def num_queries(settings: MapElitesSettings, num_topics: int, queries: int = 0) -> int:

@@ -19,7 +19,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rtg_agents.policy import BASE, ChatMessage, TokenSequence
@@ -29,7 +28,7 @@ from rtg_agents.seed_prompt import ONE_SHOT_TEMPLATE_VERSION, reading_seed
 from rtg_env.errors import ConfigError
 from rtg_env.types import Action, Role
 from rtg_solvers.attack_pairs import reading_of
-from rtg_solvers.general import Instruction, builtin_instructions, read_instructions
+from rtg_solvers.general import Instruction, instructions_of
 from rtg_solvers.imitation import said_ids, typed_ids
 from rtg_solvers.loop import DialogueContext, Task
 from rtg_solvers.mart_rounds import (
@@ -201,9 +200,7 @@ class InstructionSettings:
         Raises:
             ConfigError: If the file cannot be read or is broken.
         """
-        if self.source == "builtin":
-            return builtin_instructions("train")
-        return [row for row in read_instructions(Path(self.source)) if row.split == "train"]
+        return instructions_of(self.source, "train")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

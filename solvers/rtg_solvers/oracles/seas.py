@@ -25,7 +25,7 @@ from rtg_env.goals import Goal
 from rtg_env.types import Role
 from rtg_solvers.attack_pairs import LearnedPairs, learned_pairs, reading_of
 from rtg_solvers.attack_stage import AttackStage, SaidTuples, play_stage, said_in
-from rtg_solvers.general import builtin_general_pairs, builtin_instructions
+from rtg_solvers.general import builtin_general_pairs, instructions_of
 from rtg_solvers.imitation import typed_ids
 from rtg_solvers.loop import DialogueContext, Task
 from rtg_solvers.oracles.preference import PreferenceSettings, prefer
@@ -103,7 +103,10 @@ class GeneralSettings:
         Raises:
             ConfigError: If the file cannot be read or is broken.
         """
-        return builtin_general_pairs() if self.source == "builtin" else read_pairs(Path(self.source))
+        if self.source == "builtin":
+            return builtin_general_pairs()
+        # Where they stood in a log of their own means nothing here: other runs have seeds of the same names.
+        return [replace(pair, chosen_place=None, rejected_place=None) for pair in read_pairs(Path(self.source))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,9 @@ class SeasSettings:
 
     red_sft: SupervisedSettings = field(default_factory=SupervisedSettings)
     """Of R0."""
+
+    instructions: str = "builtin"
+    """What T0 learns from: `builtin` (77 of our own sentences) or a file of the same form (docs/mart.md)."""
 
     blue_sft: SupervisedSettings = field(default_factory=lambda: SupervisedSettings(steps=12, batch=16))
     """Of T0; 0 steps leave it as it is, which is right for a model that was tuned on instructions already."""
@@ -226,7 +232,7 @@ class SeasOracle:
 
     def _instruction_lessons(self, task: Task[DialogueContext]) -> list[TokenSequence]:
         system = task.context.game.config.blue_system_prompt
-        rows = builtin_instructions("train")
+        rows = instructions_of(self._settings.instructions, "train")
         return [self._typed(task, reading_of("blue", row.prompt, system_prompt=system), row.completion) for row in rows]
 
     def _typed(self, task: Task[DialogueContext], prompt: Sequence[ChatMessage], text: str) -> TokenSequence:
@@ -266,6 +272,7 @@ class SeasOracle:
             built,
             found.said,
             mixed,
+            groups={goal.id: goal.group for goal in task.context.game.goals.harmful},
             max_new_tokens=task.context.population.sampling[task.role].max_new_tokens,
             system_prompt=task.context.game.config.blue_system_prompt,
         )

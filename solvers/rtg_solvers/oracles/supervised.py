@@ -178,8 +178,9 @@ class SmoothingOracle:
     def respond(self, task: Task[DialogueContext]) -> Member:
         """The member; the reference itself, under a new name, if no attack was good enough."""
         store, game = task.context.store, task.context.game
-        found = [attack for name in self._sources for attack in attacks_found(store, game.config, name, self._target)]
-        chosen = [attack for attack in different(found) if self._good(attack)]
+        # Source by source: each met a target of its own, and what a later one refuses was good against the one before.
+        found = [different(attacks_found(store, game.config, name, self._target)) for name in self._sources]
+        chosen = different(attack for said in found for attack in said if self._good(attack))
         sampling = task.context.population.sampling["red"]
         sequences = [as_said(self._backend, one.red, policy=task.version, sampling=sampling) for one in chosen]
         learn(task, self._backend, sequences, self._settings.training, reference=self._reference)
