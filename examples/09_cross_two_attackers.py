@@ -3,8 +3,7 @@
 The cross-attack matrix in small, without a language model: an attack is one of ten openings, of which this target
 falls for four, some more than others. Both attackers ask it equally often and are paid the same, log harm / beta.
 On this toy REINFORCE narrows down to the best (on planted modes it did not, docs/planted-modes.md); a GFlowNet, by VarGrad,
-says all four in proportion to reward, so that the target tuned on its attacks resists both. With language models:
-`rtg solve --method cross-attack` (docs/attackers.md).
+says all four in proportion to reward: the target tuned on its attacks resists both. With models: docs/attackers.md.
 Expected last line: `worst case of a target tuned on REINFORCE ..., on GFlowNet 0.00`.
 """
 

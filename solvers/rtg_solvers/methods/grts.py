@@ -144,7 +144,9 @@ def cost(config: GRTSConfig, goals: GoalSet, num_untrained: tuple[int, int] = (3
     steps = config.iterations * config.rl.steps
     red_steps, red_rollouts, red_units = _red_training(config, num_untrained[1])
     played = red * blue * config.dialogues_per_cell
-    checked = checks(config, config.iterations * len(config.stages), goals)
+    # Who meets the newest alone stays with it while the other side learns.
+    alone = config.method == "alternating" and config.meta_solver in ("", "latest")
+    checked = checks(config, config.iterations * len(config.stages), goals, deviating=1 if alone else 2)
     training = steps * step_units(config.rl) + config.iterations * imitation_units(config.rl) + red_units
     dialogues = played + checked + steps * config.rl.dialogues_per_step + red_rollouts
     tokens_per_dialogue = config.game.num_exchanges * (
