@@ -162,7 +162,7 @@ def cost(config: MartConfig, goals: GoalSet) -> Cost:
     untrained = len(untrained_seeded_members()) // 2
     red, blue = untrained + 1 + rounds, untrained + rounds
     played = red * blue * config.dialogues_per_cell
-    checked = checks(config, 1 + rounds, goals)
+    checked = checks(config, 1 + rounds, goals) - config.dialogues_per_gap  # in the first stage red learns alone
     queries = sum(mart.most_answers(k, rounds, seeds) for k in range(rounds + 1))
     prompts = sum(mart.most_parents(k, seeds) * mart.round.prompts for k in range(1, rounds + 1))
     sides: tuple[Role, ...] = ("red", "blue")
