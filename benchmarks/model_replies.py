@@ -20,9 +20,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rtg_agents import PlannedPolicy
-from rtg_agents.models import default_cache_dir, resolve_model
+from rtg_agents.models import resolve_model
 from rtg_agents.policy import BASE, Backend, BackendPolicy, ChatMessage, Completion, Request, Sampling, TokenSequence
 from rtg_agents.prompting import PROMPT_VERSION, blue_view
+from rtg_agents.wheels import default_cache_dir
 from rtg_env import GameConfig, goals
 from rtg_env.engine import DialogueBatch, Turn
 from rtg_env.files import write_text

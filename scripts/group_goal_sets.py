@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rtg_agents.goal_sets import GOAL_SOURCES, load_goal_set
-from rtg_agents.models import PINNED
+from rtg_agents.wheels import PINNED
 from rtg_env.goal_groups import NEAR_DUPLICATE, group_near_duplicates
 from rtg_env.goals import Goal, hashed_split
 

@@ -38,7 +38,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from rtg_agents.embedding import SentenceEncoder
-from rtg_agents.models import fetch_wheel, resolve_encoder
+from rtg_agents.models import resolve_encoder
+from rtg_agents.wheels import fetch_wheel
 from rtg_env.goals import builtin
 from rtg_env.judges.base import Encoder
 from rtg_env.judges.embedding import ENCODER_SIZE, embedding_features

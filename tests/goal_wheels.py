@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rtg_agents import goal_sets, models
+from rtg_agents import goal_sets, wheels
 from rtg_agents.goal_sets import GOAL_SOURCES
-from rtg_agents.models import PINNED
+from rtg_agents.wheels import PINNED
 
 SEEDS = """dataset_name: tiny
 description: 'Two lines
@@ -63,7 +63,7 @@ def write_goal_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for member, content in files.items():
                 archive.writestr(member, content)
         pins[key] = replace(PINNED[key], sha256=hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setattr(models, "PINNED", pins)
+    monkeypatch.setattr(wheels, "PINNED", pins)
     monkeypatch.setattr(goal_sets, "GOAL_SOURCES", sources)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     return folder

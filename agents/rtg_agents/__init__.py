@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtg_agents.goal_sets import GOAL_SOURCES, GoalSource, load_goal_set
 from rtg_agents.lora import LoraSettings
-from rtg_agents.models import fetch_wheel, resolve_encoder, resolve_model
+from rtg_agents.models import resolve_encoder, resolve_model
 from rtg_agents.policy import (
     BASE,
     Backend,
@@ -36,6 +36,7 @@ from rtg_agents.scripted import (
 )
 from rtg_agents.sequences import RecordedSequence, RecordedSequences, SpanSource, recorded_sequences
 from rtg_agents.tactics import Perceptron, TacticPolicy
+from rtg_agents.wheels import fetch_wheel
 
 if TYPE_CHECKING:
     from rtg_agents.bank import PolicyBank

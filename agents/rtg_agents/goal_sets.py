@@ -22,8 +22,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from rtg_agents.models import fetch_wheel, read_member
 from rtg_agents.progress import Progress
+from rtg_agents.wheels import fetch_wheel, read_member
 from rtg_env.errors import ConfigError, GoalFileError
 from rtg_env.goals import Goal, GoalSet, builtin, hashed_split, parse_record
 
@@ -52,7 +52,7 @@ class GoalSource:
     """What it is called here; its goals are `<name>-0001` and so on, in the order of the source."""
 
     wheel: str
-    """Key of `rtg_agents.models.PINNED`, which holds package, version and sha256."""
+    """Key of `rtg_agents.wheels.PINNED`, which holds package, version and sha256."""
 
     members: tuple[str, ...]
     """Full names of the members that are read, in order."""
@@ -87,7 +87,7 @@ def load_goal_set(
         name: A key of `GOAL_SOURCES`.
         with_benign: Add the benign goals of the built-in set: these sets have none, and a game with benign_prob above 0
             draws them. They are about other topics than the harmful ones.
-        cache_dir: Where wheels are kept; default: `rtg_agents.models.default_cache_dir()`.
+        cache_dir: Where wheels are kept; default: `rtg_agents.wheels.default_cache_dir()`.
         offline: Never download; a wheel already in the cache is fine.
         progress: Is told about the download before it begins.
 

