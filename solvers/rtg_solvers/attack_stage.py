@@ -122,7 +122,7 @@ def said_in(store: TranscriptStore, stages: Sequence[str], *, threshold: float =
     tuples: list[AttackTuple] = []
     said: dict[Place, Action] = {}
     for stage in stages:
-        for name in sorted(one for one in store.block_names() if one.startswith(f"{STAGE_PREFIX}{stage}/")):
+        for name in (one for one in store.block_names() if one.startswith(f"{STAGE_PREFIX}{stage}/")):
             tree = tree_from_block(store.block(name), store.block_data(name))
             for item, attack, reply in _tuples(tree, threshold):
                 tuples.append(item)

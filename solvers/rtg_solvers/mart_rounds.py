@@ -177,7 +177,7 @@ def round_in(store: TranscriptStore, number: int) -> PlayedRound:
     answers: list[MartAnswer] = []
     said: dict[str, Action] = {}
     answered: dict[MartAnswer, Action] = {}
-    for name in sorted(one for one in store.block_names() if one.startswith(f"{PREFIX}{number}/")):
+    for name in (one for one in store.block_names() if one.startswith(f"{PREFIX}{number}/")):
         data = cast("dict[str, Any]", store.block_data(name))
         for item in data["prompts"]:
             prompts.append(MartPrompt(**item["prompt"]))

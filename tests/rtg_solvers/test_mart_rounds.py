@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -309,3 +309,11 @@ def test_a_round_is_data_and_no_dialogues_on_goals(backend, tmp_path: Path) -> N
     play_round(ctx, planned(), ctx.population.policies)
     assert len(ctx.store.block_names()) == 2
     assert all(ctx.store.block(name) == [] for name in ctx.store.block_names())
+
+
+def test_mart_round_of_more_blocks_than_its_names_have_digits_for_is_read_in_the_order_of_play(tmp_path: Path) -> None:
+    with TranscriptStore(tmp_path / "run.db", GOALS) as store:
+        for seed, name in zip(SEEDS, ("mart/1/9999", "mart/1/10000"), strict=False):
+            data = {"prompt": asdict(seed), "action": asdict(Action(text=seed.text))}
+            store.put_block(name, [], {"prompts": [data], "answers": []})
+        assert round_in(store, 1).prompts == SEEDS[:2]
