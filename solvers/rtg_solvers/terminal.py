@@ -11,8 +11,11 @@ from types import TracebackType
 from typing import Final
 
 from rich import box
-from rich.console import Console
+from rich.columns import Columns
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -28,6 +31,9 @@ _NOTE: Final = (
     "equilibrium or a weak best response. held-out gain: newest member over the base model, against the base model, "
     "on goals nobody trained on."
 )
+
+_UNBOUNDED: Final = 10_000
+"""Columns of a terminal in which every table fits."""
 
 
 class RichProgress:
@@ -88,14 +94,42 @@ class RichProgress:
         self._console.print(f"{escape(task)}: {100 * share:.0f} %{left}", highlight=False)
 
 
-def result_tables(result: Result, stages: Sequence[Stage] = ()) -> list[Table]:
+class Fitting:
+    """A table where the terminal is wide enough for it; else its rows one below the other, so that nothing is cut.
+
+    Args:
+        table: Its first column says what each row is of.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        table.columns[0].no_wrap = True
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Measure, then draw."""
+        table = self._table
+        if Measurement.get(console, options.update(max_width=_UNBOUNDED), table).minimum <= options.max_width:
+            yield table
+            return
+        _, *names = (str(column.header) for column in table.columns)
+        yield f"[italic]{table.title}[/]"
+        for first, *cells in zip(*(column.cells for column in table.columns), strict=True):
+            yield f"  [bold]{first}[/]"
+            told = [f"{name} {cell}" for name, cell in zip(names, cells, strict=True) if cell]
+            yield Padding(Columns(told, padding=(0, 3)), (0, 0, 0, 4))
+        if table.caption:
+            yield f"[dim italic]{table.caption}[/]"
+        yield ""
+
+
+def result_tables(result: Result, stages: Sequence[Stage] = ()) -> list[Fitting]:
     """The payoff matrix with both mixtures, and the gaps.
 
     Args:
         result: Of a run.
         stages: Of its method, if one side learned alone in each.
     """
-    return [_payoff_table(result), _gap_table(result, stages)]
+    return [Fitting(_payoff_table(result)), Fitting(_gap_table(result, stages))]
 
 
 def _payoff_table(result: Result) -> Table:
@@ -160,7 +194,7 @@ def _add_both(gaps: Table, result: Result) -> None:
         gaps.add_row("  oracle_gap by iteration", curve, "")
 
 
-def text_table(found: TextTable) -> Table:
+def text_table(found: TextTable) -> Fitting:
     """A table of plain text for the terminal."""
     table = Table(title=found.title, title_justify="left", box=box.SIMPLE_HEAD)
     for index, name in enumerate(found.header):
@@ -168,7 +202,7 @@ def text_table(found: TextTable) -> Table:
     for row in found.rows:
         table.add_row(*(escape(one_line(cell, max_chars=80)) for cell in row))
     table.caption, table.caption_justify = found.note or None, "left"
-    return table
+    return Fitting(table)
 
 
 def _short(text: str) -> str:

@@ -17,6 +17,7 @@ from rtg_env.errors import RunError
 from rtg_env.goals import Goal, GoalSet, load
 from rtg_env.transcripts import Played, TranscriptStore
 from rtg_env.types import Action, Exchange, Verdict
+from rtg_solvers.evaluation.tables import TextTable
 from rtg_solvers.gain_rows import restricted_row, stage_rows
 from rtg_solvers.gaps import Gap
 from rtg_solvers.geometry import Shape
@@ -25,7 +26,7 @@ from rtg_solvers.methods.attackers import Stage
 from rtg_solvers.report import _notable, _panels, write_report
 from rtg_solvers.result import Result, from_json, to_json
 from rtg_solvers.run import RunDirectory
-from rtg_solvers.terminal import result_tables
+from rtg_solvers.terminal import result_tables, text_table
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -286,6 +287,22 @@ def test_the_tables_of_a_run_in_stages_fit_eighty_columns() -> None:
     assert "…" not in text
     assert "blue_01 over blue_00 vs red_02" in text
     assert "sum" not in text
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_a_table_is_readable_in_a_terminal_of_any_width(width: int) -> None:
+    rows = tuple((f"red_0{k} PPO [x] attacker", *(f"{k}{column} % [2,9]" for column in range(8))) for k in range(3))
+    header = ("attacker", *(f"against blue_0{column}" for column in range(8)))
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(text_table(TextTable(title="Success", header=header, rows=rows, note="In per cent.")))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    for name, *cells in rows:
+        (here,) = (k for k, line in enumerate(lines) if line.startswith(name))
+        below = " ".join(lines[here : here + 9])
+        assert all(cell in below for cell in cells), (width, below)
+    assert max(map(len, lines)) <= width
+    assert "In per cent." in lines
+    assert ("against blue_07 07 % [2,9]" in " ".join(lines)) == (width < 200)
 
 
 def test_training_curves_say_what_their_kl_is_of() -> None:
