@@ -20,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from rtg_solvers.evaluation.matrix import solved_matrix
 from rtg_solvers.evaluation.seas import CrossPlayMatrix, SeasEvaluation
@@ -80,6 +81,8 @@ def read(path: Path) -> Run:
 def markdown(runs: Sequence[Run], transfers: dict[str, Any]) -> str:
     """Every table of every run."""
     parts = [line for run in runs for line in _of_run(run)]
+    if any(run.method == "seas" for run in runs):
+        parts += _table(_pooled(runs))
     for name, record in transfers.items():
         parts += _table(_transferred(name, record))
     return "\n".join(parts).rstrip() + "\n"
@@ -141,6 +144,45 @@ def _learned(run: Run) -> TextTable:
         note="Likelier: share of held-out pairs whose chosen sentence is the likelier one, before and after. Gained more: whose "
         "chosen sentence gained more on the rejected one than it lost (0 before). 95 % intervals clustered by seed.",
     )
+
+
+def _pooled(runs: Sequence[Run]) -> TextTable:
+    """Accuracy on held-out pairs over all updates of all runs: one update holds out too few to say anything."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for about in (about for run in runs for about in run.lineage.values() if "preference" in about):
+        for kind, kept in about["preference"]["heldout"].items():
+            found.setdefault(("red" if about["label"].startswith("R") else "target", kind), []).append(kept)
+    return TextTable(
+        title="Held-out pairs of all updates of all runs",
+        header=("side", "pairs", "held out", "of so many seeds", "likelier before", "likelier after", "gained more"),
+        rows=tuple(
+            (
+                side,
+                kind,
+                str(sum(kept["reward_after"]["count"] for kept in updates)),
+                str(sum(kept["reward_after"]["num_clusters"] for kept in updates)),
+                *(
+                    _interval([kept[name] for kept in updates])
+                    for name in ("likelihood_before", "likelihood_after", "reward_after")
+                ),
+            )
+            for (side, kind), updates in found.items()
+        ),
+        note="Shares over all pairs, with Clopper-Pearson 95 % intervals as if each held-out seed were one pair, which is the most "
+        "that pairs of one seed can depend on each other.",
+    )
+
+
+def _interval(updates: Sequence[dict[str, Any]]) -> str:
+    known = [one for one in updates if one["mean"] is not None]
+    if not known:
+        return "-"
+    share = sum(one["mean"] * one["count"] for one in known) / sum(one["count"] for one in known)
+    num = sum(one["num_clusters"] for one in known)
+    right = share * num
+    low = stats.beta.ppf(0.025, right, num - right + 1) if right > 0 else 0.0
+    high = stats.beta.ppf(0.975, right + 1, num - right) if right < num else 1.0
+    return f"{share:.2f} [{low:.2f},{high:.2f}]"
 
 
 def _rounds(run: Run) -> TextTable:

@@ -93,6 +93,8 @@ def test_seas_comparison_shows_every_matrix_its_game_and_what_was_learned(compar
         "| red_02@v1 R1 | 60 | 12 unsafe | 20 in 9 steps | 3 all | 0.70 [0.70,0.70] | 0.70 [0.70,0.70] | 0.70 [0.70,0.70] |"
         in page
     )
+    # 5.6 of 8: four seeds count as four pairs. Of 2.8 of 4 the ends are those of Beta(2.8, 2.2) and Beta(3.8, 1.2).
+    assert "| red | all | 8 | 4 | 0.70 [0.16,0.99] | 0.70 [0.16,0.99] | 0.70 [0.16,0.99] |" in page
     assert "red_01@v1" not in page
     assert "| R1 | other | 9 | 0.25 [-,-] | 0.30 [0.30,0.30] |" in page
     drawing = out.with_suffix(".svg").read_text()
