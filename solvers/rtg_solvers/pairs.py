@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -49,6 +49,9 @@ class PairSettings:
 
     max_target_pairs: int | None = 2000
     """Target: so many pairs are drawn from all; None: all are kept."""
+
+    flipped: bool = False
+    """The control: chosen and rejected change places, and whoever learns from such pairs must get worse."""
 
     def __post_init__(self) -> None:
         """Refuse settings outside their range."""
@@ -168,7 +171,7 @@ def red_pairs(tuples: Iterable[AttackTuple], settings: PairSettings | None = Non
         else:
             pairs.append(found)
     used = {"seeds": len(pairs), "attacks": num_ranked, "replies": num_verdicts}
-    return BuiltPairs(tuple(pairs), _tallies(_totals(seeds.values()), used, reasons))
+    return BuiltPairs(_as_told(pairs, settings), _tallies(_totals(seeds.values()), used, reasons))
 
 
 def target_pairs(
@@ -209,7 +212,7 @@ def target_pairs(
     used = {"attacks": len(kept), "replies": 2 * len(kept)}
     totals = _totals([attacks])
     del totals["seeds"]
-    return BuiltPairs(tuple(pairs[index] for index in kept), _tallies(totals, used, reasons))
+    return BuiltPairs(_as_told([pairs[index] for index in kept], settings), _tallies(totals, used, reasons))
 
 
 def mix_pairs(
@@ -313,6 +316,23 @@ def _target_pair(attack: _Attack, usable: Sequence[AttackTuple]) -> PreferencePa
         rejected_place=unsafe.place,
         chosen_unsafe_share=0.0,
         rejected_unsafe_share=1.0,
+    )
+
+
+def _as_told(pairs: Sequence[PreferencePair], settings: PairSettings) -> tuple[PreferencePair, ...]:
+    """The pairs as the settings want them labelled."""
+    return tuple(map(_flipped, pairs)) if settings.flipped else tuple(pairs)
+
+
+def _flipped(pair: PreferencePair) -> PreferencePair:
+    return replace(
+        pair,
+        chosen=pair.rejected,
+        rejected=pair.chosen,
+        chosen_place=pair.rejected_place,
+        rejected_place=pair.chosen_place,
+        chosen_unsafe_share=pair.rejected_unsafe_share,
+        rejected_unsafe_share=pair.chosen_unsafe_share,
     )
 
 

@@ -290,6 +290,21 @@ def test_the_papers_sizes_are_counted_to_the_last_tuple() -> None:
 # Mixing and files
 
 
+def test_flipped_pairs_are_the_same_ones_told_the_other_way_round() -> None:
+    log = stage(a=["uus", "sss"], b=["uss", "uuu"])
+    for build in (red_pairs, lambda log, settings: target_pairs(log, settings, rng=rng())):
+        told, flipped = build(log, PairSettings()), build(log, PairSettings(flipped=True))
+        assert flipped.tallies == told.tallies
+        assert [(p.rejected, p.rejected_place, p.rejected_unsafe_share) for p in flipped.pairs] == [
+            (p.chosen, p.chosen_place, p.chosen_unsafe_share) for p in told.pairs
+        ]
+        assert [(p.chosen, p.chosen_place, p.chosen_unsafe_share) for p in flipped.pairs] == [
+            (p.rejected, p.rejected_place, p.rejected_unsafe_share) for p in told.pairs
+        ]
+        assert [p.prompt for p in flipped.pairs] == [p.prompt for p in told.pairs]
+        assert flipped.pairs
+
+
 def test_general_pairs_are_drawn_once_each_and_shuffled_among_the_targets() -> None:
     own = [PreferencePair(prompt="o", chosen=f"o{i}", rejected="x") for i in range(5)]
     general = [PreferencePair(prompt="g", chosen=f"g{i}", rejected="x") for i in range(50)]
