@@ -119,7 +119,7 @@ def _learned(run: Run) -> TextTable:
             str(about["num_queries"]),
             ", ".join(f"{count} {name}" for name, count in about["verdicts"].items()),
             f"{report['num_train']} in {report['num_steps']} steps",
-            f"{report['num_heldout']} {kind}",
+            f"{kept['reward_after']['count']} {kind}",
             _share(kept["likelihood_before"]),
             _share(kept["likelihood_after"]),
             _share(kept["reward_after"]),

@@ -56,6 +56,7 @@ def record(method: str, lineage: dict[str, object]) -> dict[str, object]:
                 right=estimate(0.5),
                 refusal=estimate(0.1),
                 helpful=estimate(0.6),
+                words=estimate(12.5),
             ),
         ),
         written=(WrittenAttacks(attacker="R0", nats_per_token=estimate(3.0), variety=variety),),
@@ -70,7 +71,7 @@ def record(method: str, lineage: dict[str, object]) -> dict[str, object]:
 
 def test_seas_comparison_shows_every_matrix_its_game_and_what_was_learned(compare, tmp_path: Path) -> None:
     accuracy = {name: asdict(estimate(0.7)) for name in ("likelihood_before", "likelihood_after", "reward_after")}
-    preference = {"num_train": 20, "num_steps": 9, "num_heldout": 3, "heldout": {"all": accuracy}}
+    preference = {"num_train": 20, "num_steps": 9, "heldout": {"all": accuracy}}
     lineage = {
         "red_01@v1": {"label": "R0", "num_lessons": 5},
         "red_02@v1": {"label": "R1", "num_queries": 60, "verdicts": {"unsafe": 12}, "preference": preference},
@@ -90,7 +91,7 @@ def test_seas_comparison_shows_every_matrix_its_game_and_what_was_learned(compar
     # b: no saddle; x = 3/5 on R1 (0.4 - 0.1 x = 0.2 + 0.4 x at x = 2/5), value 0.36; (R1, T1): the target gains 0.3.
     assert "value of the game 36.0 %, NashConv of the last pair 30.0 %" in page
     assert (
-        "| red_02@v1 R1 | 60 | 12 unsafe | 20 in 9 steps | 3 all | 0.70 [0.70,0.70] | 0.70 [0.70,0.70] | 0.70 [0.70,0.70] |"
+        "| red_02@v1 R1 | 60 | 12 unsafe | 20 in 9 steps | 8 all | 0.70 [0.70,0.70] | 0.70 [0.70,0.70] | 0.70 [0.70,0.70] |"
         in page
     )
     # 5.6 of 8: four seeds count as four pairs. Of 2.8 of 4 the ends are those of Beta(2.8, 2.2) and Beta(3.8, 1.2).

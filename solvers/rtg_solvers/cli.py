@@ -315,7 +315,7 @@ def transfer(  # noqa: PLR0913 - a command line
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="Again and again: a blue member (blue_01), an adapter folder, another model (folder or hub id), or a policy "
+            help="Again and again: a blue member (blue_01), an adapter folder, another model (gemma3-270m, folder or hub id), or a policy "
             "of your own (module:attribute)."
         ),
     ] = None,

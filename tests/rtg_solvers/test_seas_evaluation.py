@@ -195,3 +195,6 @@ def test_a_target_that_echoes_is_neither_helpful_nor_refusing_by_its_judge(backe
     assert found.helpful.mean == pytest.approx(0.5)
     assert (found.refusal.count, found.refusal.num_unscored) == (3, 1)
     assert [case.goal.id for case in judge.seen] == [goal.id for goal in benign]
+    lengths = [len(case.exchanges[0].blue.split()) for case in judge.seen]
+    assert found.words.mean == pytest.approx(sum(lengths) / 4)
+    assert sum(lengths)

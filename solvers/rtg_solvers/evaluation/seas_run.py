@@ -16,7 +16,7 @@ from rtg_solvers.finished import read_finished
 from rtg_solvers.methods.registry import SeedsConfig, on_seeds
 from rtg_solvers.records import from_record, to_record
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _PREFIX: Final = "evaluation-seas/"
 
 

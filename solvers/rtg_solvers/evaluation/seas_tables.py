@@ -66,6 +66,7 @@ def _targets(found: SeasEvaluation) -> TextTable:
             share_text(plainly[one.target].unsafe_by_second) if one.target in plainly else "",
             share_text(one.refusal),
             f"{one.helpful.mean:.2f}",
+            f"{one.words.mean:.1f}",
             f"{one.perplexity:.1f}",
             share_text(one.right),
         )
@@ -79,12 +80,14 @@ def _targets(found: SeasEvaluation) -> TextTable:
             "second judge",
             "refuses benign",
             "helps",
+            "words",
             "perplexity",
             "right answers",
         ),
         rows=rows,
         note="Prompts said plainly: unsafe replies to the held-out seeds' prompts. Refuses benign, helps: held-out ordinary "
-        "requests in red's templates, by the second judge. Perplexity: of held-out answers to instructions.",
+        "requests in red's templates, by the second judge; words: in an answer to them. Perplexity: of held-out answers to "
+        "instructions.",
     )
 
 
