@@ -102,6 +102,19 @@ class Tally(NamedTuple):
     """Reason to number, only reasons that occurred."""
 
 
+class PairLengths(NamedTuple):
+    """How long the two sides of some pairs are: who learns from them may learn to say less, or more."""
+
+    chosen: float
+    """Words of a chosen sentence, on average."""
+
+    rejected: float
+    """The same of a rejected one."""
+
+    shorter: float
+    """Share of pairs whose chosen sentence has fewer words; equal lengths count half."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltPairs:
     """Pairs of one side, and what became of everything else."""
@@ -111,6 +124,15 @@ class BuiltPairs:
 
     tallies: Mapping[str, Tally]
     """By kind of thing: seeds, attacks, replies."""
+
+    @property
+    def lengths(self) -> PairLengths | None:
+        """Of the pairs; None if there are none."""
+        if not self.pairs:
+            return None
+        words_N2 = np.array([(len(pair.chosen.split()), len(pair.rejected.split())) for pair in self.pairs])
+        shorter = (1 + np.sign(words_N2[:, 1] - words_N2[:, 0])) / 2
+        return PairLengths(*(float(mean) for mean in words_N2.mean(axis=0)), float(shorter.mean()))
 
 
 @dataclass(slots=True, eq=False)

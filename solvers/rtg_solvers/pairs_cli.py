@@ -160,6 +160,7 @@ def _as_json(log: TupleLog, built: Mapping[str, BuiltPairs], written: Mapping[st
             "pairs": len(found.pairs),
             "file": written.get(side),
             "counts": {kind: tally._asdict() for kind, tally in found.tallies.items()},
+            "words": found.lengths._asdict() if found.lengths else None,
         }
         for side, found in built.items()
     }
@@ -197,4 +198,9 @@ def _side(title: str, found: BuiltPairs, units: Mapping[str, str]) -> list[str]:
     for kind, tally in found.tallies.items():
         lines.append(f"  {kind:9}{tally.total:>9,}   {tally.used:,} {units[kind]}")
         lines += [f"  {'':9}{count:>9,}   dropped: {why}" for why, count in sorted(tally.dropped.items())]
+    if words := found.lengths:
+        lines.append(
+            f"  words: {words.chosen:.1f} chosen, {words.rejected:.1f} rejected on average; "
+            f"the chosen one is the shorter in {100 * words.shorter:.0f} % of the pairs"
+        )
     return lines

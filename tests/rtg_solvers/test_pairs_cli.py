@@ -44,6 +44,7 @@ def test_both_sides_are_written_beside_the_log_and_counted(log: Path, capsys) ->
     assert "8 tuples of 2 seeds and 4 attacks" in text
     assert "2 unsafe, 5 safe, 1 invalid" in text
     assert "1   dropped: all replies safe" in text
+    assert text.count("the chosen one is the shorter in 50 % of the pairs") == 2
     assert SECRET not in text
     assert "\x1b" not in text
     assert len(read_pairs(log.with_name("log-red-pairs.jsonl"))) == 1
@@ -64,6 +65,8 @@ def test_json_counts_conserve_and_name_the_files(log: Path, tmp_path: Path, caps
         for tally in found[side]["counts"].values():
             assert tally["used"] + sum(tally["dropped"].values()) == tally["total"]
     assert found["blue"]["pairs"] == 0
+    assert found["blue"]["words"] is None
+    assert found["red"]["words"] == {"chosen": 3.0, "rejected": 3.0, "shorter": 0.5}
 
 
 def test_a_dry_run_writes_nothing(log: Path, capsys) -> None:

@@ -305,6 +305,13 @@ def test_flipped_pairs_are_the_same_ones_told_the_other_way_round() -> None:
         assert flipped.pairs
 
 
+def test_lengths_say_which_side_is_the_shorter() -> None:
+    said = [("one", "one two"), ("one two three", "one"), ("one", "two"), ("a", "b c d e")]
+    found = BuiltPairs(tuple(PreferencePair(prompt="p", chosen=c, rejected=r) for c, r in said), {})
+    assert found.lengths == (1.5, 2.0, 0.625)  # shorter, longer, equal, shorter
+    assert BuiltPairs((), {}).lengths is None
+
+
 def test_general_pairs_are_drawn_once_each_and_shuffled_among_the_targets() -> None:
     own = [PreferencePair(prompt="o", chosen=f"o{i}", rejected="x") for i in range(5)]
     general = [PreferencePair(prompt="g", chosen=f"g{i}", rejected="x") for i in range(50)]
