@@ -208,7 +208,7 @@ def _scatter(axes: Axes, runs: Sequence[Run]) -> None:
         xlim=(-0.01, None),
         ylim=(0, 1.02),
     )
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)  # beside the dots, never on them
 
 
 def _heat(axes: Axes, runs: Sequence[Run]) -> None:
