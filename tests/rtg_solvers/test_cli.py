@@ -137,7 +137,7 @@ def test_matrix_checks_a_given_pair(tmp_path: Path, capsys) -> None:
     [
         (
             ["solve", "--model", "gpt-17"],
-            "expected a model id (smollm2-135m), a folder, or a hub id owner/name, got 'gpt-17'",
+            "expected a model id (smollm2-135m, gemma3-270m), a folder, or a hub id owner/name, got 'gpt-17'",
         ),
         (["solve", "--goals", "no-such-file.jsonl"], "no-such-file.jsonl"),
         (["solve", "--judge", "nobody"], "expected a judge"),
