@@ -132,7 +132,8 @@ class BuiltPairs:
             return None
         words_N2 = np.array([(len(pair.chosen.split()), len(pair.rejected.split())) for pair in self.pairs])
         shorter = (1 + np.sign(words_N2[:, 1] - words_N2[:, 0])) / 2
-        return PairLengths(*(float(mean) for mean in words_N2.mean(axis=0)), float(shorter.mean()))
+        chosen, rejected = words_N2.mean(axis=0)
+        return PairLengths(float(chosen), float(rejected), float(shorter.mean()))
 
 
 @dataclass(slots=True, eq=False)
