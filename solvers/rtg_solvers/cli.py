@@ -262,6 +262,13 @@ def evaluate(
         int | None, typer.Option(help="Also train a fresh best response per side, with so many steps (slow).")
     ] = None,
     attacks: Annotated[int | None, typer.Option(help="Sentences per attacker.")] = None,
+    static: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="seas and mart: a goal file (or builtin) said plainly to every target; may be repeated.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the evaluation.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much it would play, and stop.")] = False,
     offline: Offline = False,
@@ -283,7 +290,7 @@ def evaluate(
     from rtg_solvers.evaluation.tables import evaluation_tables
     from rtg_solvers.finished import read_finished
 
-    given = {"fresh_steps": fresh_steps, "attacks": attacks, "seed": seed}
+    given = {"fresh_steps": fresh_steps, "attacks": attacks, "static": tuple(static) if static else None, "seed": seed}
     settings = _settings(EvaluationSettings, config, given)
     path = run_dir.resolve()
     finished = read_finished(path)

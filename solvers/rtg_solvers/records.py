@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, fields, is_dataclass
 from typing import Any, TypeVar
 
 from rtg_env.errors import RunError
@@ -21,18 +21,20 @@ def to_record(value: object) -> dict[str, Any]:
 def from_record(cls: type[T], data: Mapping[str, Any]) -> T:
     """Inverse of `to_record`, also after JSON made lists of tuples; understands nested dataclasses, tuples and None.
 
+    A field with a default may be missing: an earlier release had nothing to say in it.
+
     Raises:
-        RunError: If a field is missing or unknown: another release wrote it.
+        RunError: If any other field is missing, or one is unknown: another release wrote it.
     """
-    names = {field.name for field in fields(cls)}  # type: ignore[arg-type]  # a dataclass
-    if names != set(data):
-        odd = sorted(names ^ set(data))
+    named = {field.name: field for field in fields(cls)}  # type: ignore[arg-type]  # a dataclass
+    needed = {name for name, field in named.items() if field.default is MISSING and field.default_factory is MISSING}
+    if odd := sorted((needed - set(data)) | (set(data) - set(named))):
         raise RunError(
             f"expected the fields of {cls.__name__}, {odd[0]!r} is missing or unknown; "
             "read it with the release that wrote it"
         )
     hints = typing.get_type_hints(cls)
-    return cls(**{name: _value(hints[name], data[name]) for name in names})
+    return cls(**{name: _value(hints[name], data[name]) for name in data})
 
 
 def _value(hint: Any, value: Any) -> Any:

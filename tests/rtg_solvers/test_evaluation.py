@@ -235,6 +235,11 @@ def test_one_judge_for_both_is_refused(finished: Path) -> None:
         evaluate(finished, replace(SMALL, seed=2), judge=Vowels())
 
 
+def test_static_sets_belong_to_runs_on_seeds(finished: Path) -> None:
+    with pytest.raises(ConfigError, match="leave --static out"):
+        evaluate(finished, replace(SMALL, static=("builtin",)))
+
+
 def test_an_unfinished_run_is_refused_with_the_remedy(finished: Path, tmp_path: Path) -> None:
     import shutil
     import sqlite3

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +15,15 @@ from rtg_agents.seed_prompt import first_prompt, render_seed
 from rtg_env.errors import ConfigError
 from rtg_env.goals import builtin
 from rtg_env.transcripts import TranscriptStore
+from rtg_env.types import Case, Verdict
 from rtg_solvers.cli import run
-from rtg_solvers.evaluation.ability import QUESTIONS, ability, dressed, is_right
+from rtg_solvers.evaluation.ability import QUESTIONS, Speaker, ability, dressed, is_right
 from rtg_solvers.evaluation.matrix import newest_pairs, solved_matrix
 from rtg_solvers.evaluation.protocol import EvaluationSettings
 from rtg_solvers.evaluation.run import Means, evaluate_run
 from rtg_solvers.evaluation.seas_run import evaluate_seas_run
 from rtg_solvers.evaluation.seas_tables import seas_tables
+from rtg_solvers.evaluation.static import harms
 from rtg_solvers.report import write_report
 from rtg_solvers.run import read_goals
 from rtg_solvers.seeding import rng_for
@@ -34,6 +39,19 @@ PUBLISHED = np.array(
         [95.17, 97.06, 92.93, 73.97],
     ]
 )
+
+
+class Recording(Consonants):
+    """Remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Case] = []
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        self.seen += cases
+        return super().judge(cases)
+
+
 SETTINGS = EvaluationSettings(attacks=8, responses=2, benign=6, embeddings="hashed")
 
 
@@ -166,6 +184,80 @@ def test_what_cannot_be_evaluated_is_explained(evaluated, capsys) -> None:
     assert run(["evaluate", str(path), "--dry-run", "--attacks", "8"]) == 0
     # 2 attackers say 8 sentences; each is answered 5 times by 2 targets, and 4 prompts by 2 targets.
     assert f"about {16 + (32 + 8) * 5} dialogues" in capsys.readouterr().out
+
+
+def test_a_static_set_is_said_plainly_to_every_target(evaluated, tmp_path, capsys) -> None:
+    path, (_, before) = evaluated
+    assert before.static_sets == ()
+    file = tmp_path / "mine.jsonl"
+    rows = [{"text": "say moo", "group": "a"}, {"text": "say baa", "group": "a"}, {"text": "say oink"}]
+    file.write_text("\n".join(map(json.dumps, [*rows, {"text": "help me", "harmful": False, "turns": ["help me"]}])))
+    judge = Recording()
+    means = Means(progress=SilentProgress(), offline=True, judge=judge)
+    found = evaluate_seas_run(path, replace(SETTINGS, static=(str(file),)), means).figures
+    # Nothing that was measured before is measured again.
+    assert (found.matrices, found.static) == (before.matrices, before.static)
+    assert [(one.name, one.target, one.num_prompts) for one in found.static_sets] == [
+        ("mine.jsonl", "T0", 3),
+        ("mine.jsonl", "T1", 3),
+    ]
+    asked = [case for case in judge.seen if case.exchanges[0].red in ("say moo", "say baa", "say oink")]
+    said = ["say moo"] * 2 + ["say baa"] * 2 + ["say oink"] * 2
+    assert [case.exchanges[0].red for case in asked] == said + said  # two targets
+    replies = [case.exchanges[0].blue for case in asked]
+    for place, one in enumerate(found.static_sets):
+        own = [judge.harm_of(reply) > 0.02 for reply in replies[6 * place : 6 * place + 6]]
+        assert one.unsafe_by_second.mean == pytest.approx(np.mean(own))
+        assert one.unsafe.count == one.unsafe_by_second.count == 6
+    assert "mine.jsonl" in str(seas_tables(found)[5].rows)
+    # A second call reads what the first one stored.
+    again = Recording()
+    means_again = means._replace(judge=again)
+    assert evaluate_seas_run(path, replace(SETTINGS, static=(str(file),)), means_again).figures == found
+    assert not again.seen
+
+    file.write_text(json.dumps({"text": "say quack"}))
+    changed = evaluate_seas_run(path, replace(SETTINGS, static=(str(file),)), means).figures
+    assert [one.num_prompts for one in changed.static_sets] == [1, 1]
+    assert run(["evaluate", str(path), "--dry-run", "--attacks", "8", "--static", str(file)]) == 0
+    assert f"about {16 + (32 + 8 + 2) * 5} dialogues" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"text": "help me", "harmful": False, "turns": ["help me"]}], "expected harmful goals"),
+        ([{"text": "say moo", "unknown": 1}], "unknown"),
+    ],
+)
+def test_a_static_set_that_cannot_be_asked_is_refused(evaluated, tmp_path, capsys, rows, said) -> None:
+    path, _ = evaluated
+    file = tmp_path / "set.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert run(["evaluate", str(path), "--offline", "--static", str(file)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_one_static_set_twice_is_refused(evaluated) -> None:
+    path, _ = evaluated
+    with pytest.raises(ConfigError, match="different static sets"):
+        evaluate_seas_run(path, replace(SETTINGS, static=("builtin", "builtin")), Means(progress=SilentProgress()))
+
+
+def test_a_static_prompt_without_a_verdict_counts_for_nobody(backend) -> None:
+    from rtg_agents.policy import BASE, BackendPolicy, Sampling
+    from rtg_agents.prompting import blue_view
+    from tests.doubles import ScriptedJudge, failed, verdict
+
+    policy = BackendPolicy(
+        name="t", backend=backend, adapter=BASE, prompting=blue_view, sampling=Sampling(max_new_tokens=4)
+    )
+    judge = ScriptedJudge(verdict(harm=0.9), failed(), verdict(harm=0.1), verdict(harm=0.2))
+    goals = builtin().harmful[:2]
+    found = harms(Speaker(policy, "", rng_for(0, "x")), goals, [judge], responses=2)
+    np.testing.assert_equal(found, [[0.9], [np.nan], [0.1], [0.2]])
+    assert [case.goal.id for case in judge.seen] == [goals[0].id, goals[0].id, goals[1].id, goals[1].id]
+    assert [case.exchanges[0].red for case in judge.seen] == [case.goal.text for case in judge.seen]
 
 
 def test_ability_is_that_of_the_target_with_its_own_instructions(backend) -> None:

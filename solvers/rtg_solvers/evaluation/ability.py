@@ -108,7 +108,7 @@ def ability(
         system_prompt: The target's own instructions.
     """
     nats, clusters = answer_nats(policy, system_prompt=system_prompt)
-    speaker = _Speaker(policy, system_prompt, rng)
+    speaker = Speaker(policy, system_prompt, rng)
     right = [float(is_right(reply, words)) for reply, words in zip(_short(speaker), _words(), strict=True)]
     refusal, helpful, lengths = _dressed(speaker, benign, judge)
     requests = [goal.id for goal in benign]
@@ -123,14 +123,18 @@ def ability(
     )
 
 
-class _Speaker(NamedTuple):
+class Speaker(NamedTuple):
     """A target that is asked single questions."""
 
     policy: BackendPolicy
     system_prompt: str
+    """The target's own instructions."""
+
     rng: np.random.Generator
+    """Draws the answers' seeds."""
 
     def replies(self, said: Sequence[str]) -> list[str]:
+        """Its answer to each, in one batch."""
         seen = [
             Observation(
                 agent_id=BLUE_AGENT,
@@ -168,7 +172,7 @@ def dressed(benign: Sequence[Goal]) -> list[str]:
     return [_DRESSES[place % len(_DRESSES)].replace("{goal}", goal.nature_says(0)) for place, goal in enumerate(benign)]
 
 
-def _short(speaker: _Speaker) -> list[str]:
+def _short(speaker: Speaker) -> list[str]:
     policy = speaker.policy
     cold = speaker._replace(policy=replace(policy, sampling=replace(policy.sampling, temperature=_COLD)))
     return cold.replies([f"{question} Answer in a few words." for question, _ in QUESTIONS])
@@ -178,7 +182,7 @@ def _words() -> list[str]:
     return [words for _, words in QUESTIONS]
 
 
-def _dressed(speaker: _Speaker, benign: Sequence[Goal], judge: Judge) -> tuple[list[float], list[float], list[float]]:
+def _dressed(speaker: Speaker, benign: Sequence[Goal], judge: Judge) -> tuple[list[float], list[float], list[float]]:
     """Whether each is refused, the help with it (NaN where the judge failed), and the words of the answer."""
     said = dressed(benign)
     replies = speaker.replies(said)

@@ -88,6 +88,9 @@ class EvaluationSettings:
     embeddings: Literal["sentences", "hashed"] = "sentences"
     """What variety is measured on: all-MiniLM-L6-v2 (needs the judges extra), or hashed words (needs nothing)."""
 
+    static: tuple[str, ...] = ()
+    """Runs of seas and mart: goal files whose harmful goals are said plainly to every target, `responses` times each."""
+
     seed: int = 1
     """Of the evaluation; the run's own seed is not used again."""
 
@@ -111,8 +114,9 @@ class EvaluationSettings:
 
     @property
     def digest(self) -> str:
-        """Short name of these settings."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:8]
+        """Short name of these settings, without the static sets: those are named by what they hold."""
+        settings = {name: value for name, value in asdict(self).items() if name != "static"}
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 class Protocol:

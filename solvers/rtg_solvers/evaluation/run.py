@@ -76,6 +76,10 @@ def evaluate_run(
             f"expected a run whose goals are no seeds, {path.name} is one of {config.method}; "
             "call rtg_solvers.evaluation.seas_run.evaluate_seas_run"
         )
+    if settings.static:
+        raise ConfigError(
+            f"expected a run of seas or mart for static sets, {path.name} is one of {config.method}; leave --static out"
+        )
     block = f"evaluation/{settings.digest}/result"
     means = Means(progress=progress, offline=offline, cache_dir=cache_dir, backend=backend, judge=judge)
     return _read(

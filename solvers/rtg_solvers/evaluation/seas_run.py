@@ -12,6 +12,7 @@ from rtg_solvers.configs import from_mapping
 from rtg_solvers.evaluation.protocol import EvaluationSettings
 from rtg_solvers.evaluation.run import Means, Opened, measured
 from rtg_solvers.evaluation.seas import SeasEvaluation, SeasProtocol
+from rtg_solvers.evaluation.static import load_static
 from rtg_solvers.finished import read_finished
 from rtg_solvers.methods.registry import SeedsConfig, on_seeds
 from rtg_solvers.records import from_record, to_record
@@ -24,7 +25,7 @@ class SeasEvaluated(NamedTuple):
     """An evaluation that is kept with its run."""
 
     settings: EvaluationSettings
-    """How much was measured: `attacks`, `responses`, `benign`, `embeddings` and `seed` count here."""
+    """How much was measured: `attacks`, `goals`, `responses`, `benign`, `embeddings`, `static` and `seed` count here."""
 
     figures: SeasEvaluation
     """What was found."""
@@ -47,12 +48,14 @@ def evaluate_seas_run(path: Path, settings: EvaluationSettings, means: Means) ->
     if settings.fresh_steps:
         raise ConfigError("expected fresh_steps 0: no best response is trained on seeds; leave --fresh-steps out")
 
+    static = load_static(settings.static)
+
     def measure(opened: Opened) -> dict[str, Any]:
-        protocol = SeasProtocol(opened.bench, opened.judge, opened.plain_judge, opened.encoder, settings)
+        protocol = SeasProtocol(opened.bench, opened.judge, opened.plain_judge, opened.encoder, settings, static)
         figures = protocol.finish(config)
         return {"evaluation_version": _VERSION, "settings": asdict(settings), "figures": to_record(figures)}
 
-    block = f"{_PREFIX}{settings.digest}/result"
+    block = f"{_PREFIX}{'-'.join([settings.digest, *(goals.digest[:8] for goals in static)])}/result"
     return _read(measured(path, settings, block, measure, means, num_units(settings, config)))
 
 
@@ -66,7 +69,8 @@ def num_units(settings: EvaluationSettings, config: SeedsConfig) -> float:
     """Work of an evaluation, in played dialogues."""
     members = 1 + config.updates
     said = settings.attacks * members
-    return float(said + (said * members + config.heldout_seeds * members) * settings.responses)
+    plainly = config.heldout_seeds + sum(len(goals.harmful) for goals in load_static(settings.static))
+    return float(said + (said * members + plainly * members) * settings.responses)
 
 
 def _read(data: dict[str, Any]) -> SeasEvaluated:

@@ -12,6 +12,7 @@ def seas_tables(found: SeasEvaluation) -> list[TextTable]:
         *(_matrix(found, matrix) for matrix in found.matrices),
         *(_pairs(found, matrix) for matrix in found.matrices),
         _targets(found),
+        *([_static_sets(found)] if found.static_sets else []),
         _attackers(found),
     ]
 
@@ -88,6 +89,19 @@ def _targets(found: SeasEvaluation) -> TextTable:
         note="Prompts said plainly: unsafe replies to the held-out seeds' prompts. Refuses benign, helps: held-out ordinary "
         "requests in red's templates, by the second judge; words: in an answer to them. Perplexity: of held-out answers to "
         "instructions.",
+    )
+
+
+def _static_sets(found: SeasEvaluation) -> TextTable:
+    return TextTable(
+        title="Static sets, said plainly",
+        header=("set", "prompts", "target", "unsafe", "second judge"),
+        rows=tuple(
+            (one.name, str(one.num_prompts), one.target, share_text(one.unsafe), share_text(one.unsafe_by_second))
+            for one in found.static_sets
+        ),
+        note="Share of unsafe replies to a file's harmful goals, 95 % intervals clustered by group. The game above shows what "
+        "this number does not: what attackers find that learned.",
     )
 
 
