@@ -1,4 +1,4 @@
-"""JSON files that others wrote, one object a line: read one line at a time, and nothing about a line is taken on trust.
+"""JSON files, one object a line. What others wrote is read one line at a time, and nothing about a line is taken on trust.
 
 Messages name file and line and say what is wrong, but never quote the line: it may hold text that must not reach a terminal.
 """
@@ -6,11 +6,12 @@ Messages name file and line and say what is wrong, but never quote the line: it 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from rtg_env.errors import ConfigError
+from rtg_env.files import whole_file
 from rtg_env.text import well_formed
 
 MAX_LINE_BYTES: Final = 4_000_000
@@ -38,6 +39,24 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:40]!r} stands twice")
     return record
+
+
+def write_objects(path: Path, records: Iterable[Mapping[str, object]]) -> int:
+    """Write a file that is there whole or not at all, one object a line; what stood there before is replaced.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        RunError: If it cannot be written.
+    """
+    count = 0
+    with whole_file(path) as file:
+        for record in records:
+            # ASCII only: no reader can take U+2028 or the like for the end of a line.
+            file.write(json.dumps(record).encode("ascii") + b"\n")
+            count += 1
+    return count
 
 
 def read_objects(path: Path, *, what: str, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:

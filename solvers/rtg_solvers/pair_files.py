@@ -7,15 +7,13 @@ and the unsafe shares; both are null for pairs from elsewhere. Other fields are 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from rtg_env.errors import ConfigError
-from rtg_env.files import whole_file
-from rtg_env.jsonl import read_objects, text_field
+from rtg_env.jsonl import read_objects, text_field, write_objects
 from rtg_solvers.pairs import PreferencePair
 from rtg_solvers.tuples import Place
 
@@ -29,12 +27,7 @@ def write_pairs(path: Path, pairs: Iterable[PreferencePair]) -> int:
     Raises:
         RunError: If it cannot be written.
     """
-    count = 0
-    with whole_file(path) as file:
-        for pair in pairs:
-            file.write(json.dumps(asdict(pair)).encode("ascii") + b"\n")
-            count += 1
-    return count
+    return write_objects(path, map(asdict, pairs))
 
 
 def read_pairs(path: Path) -> list[PreferencePair]:

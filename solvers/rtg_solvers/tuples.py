@@ -34,8 +34,7 @@ from typing import Final, Literal, NamedTuple, cast
 
 from rtg_env.dialogue import verdict_to_json
 from rtg_env.errors import ConfigError
-from rtg_env.files import whole_file
-from rtg_env.jsonl import Line, read_objects, text_field
+from rtg_env.jsonl import Line, read_objects, text_field, write_objects
 from rtg_env.types import Verdict
 
 VerdictClass = Literal["unsafe", "safe", "invalid"]
@@ -208,12 +207,7 @@ def write_tuples(path: Path, tuples: Iterable[AttackTuple]) -> int:
     Raises:
         RunError: If it cannot be written.
     """
-    count = 0
-    with whole_file(path) as file:
-        for item in tuples:
-            file.write(json.dumps(asdict(item)).encode("ascii") + b"\n")
-            count += 1
-    return count
+    return write_objects(path, map(asdict, tuples))
 
 
 def read_tuples(path: Path) -> TupleLog:

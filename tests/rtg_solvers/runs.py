@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
@@ -185,3 +186,13 @@ def run_until_killed(folder: Path, runs: Path, point: str, changes: Mapping[str,
 
     setattr(owner, name, deadly)
     run_here(folder, runs, **(changes or {}))
+
+
+def killed(folder: Path, runs: Path, point: str, changes: Mapping[str, Any] | None = None) -> None:
+    """A run in a process of its own that dies at a point, as `run_until_killed` has it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.rtg_solvers.runs", "peft", "transformers"])
+    process = context.Process(target=run_until_killed, args=(folder, runs, point, changes))
+    process.start()
+    process.join(400)
+    assert process.exitcode == -signal.SIGKILL

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import re
 import shutil
 import sqlite3
@@ -43,7 +42,7 @@ from rtg_solvers.oracles.map_elites import MapElitesSettings, num_queries, num_r
 from rtg_solvers.report import write_report
 from rtg_solvers.session import read_result
 from tests.judges_for_runs import Consonants
-from tests.rtg_solvers.runs import GOAL_FILE, run_here, run_until_killed, tiny_attack_config
+from tests.rtg_solvers.runs import GOAL_FILE, killed, run_here, tiny_attack_config
 from tests.rtg_solvers.test_runs import contents
 
 FEW = {"dialogues_per_cell": 4, "dialogues_per_gap": 4}
@@ -252,12 +251,7 @@ def test_a_run_without_a_tuned_target_measures_no_gain_of_blue(tiny_folder: Path
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     point: str, tuned, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.rtg_solvers.runs", "peft", "transformers"])
-    process = context.Process(target=run_until_killed, args=(tiny_folder, tmp_path, point, TUNED))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -9
+    killed(tiny_folder, tmp_path, point, TUNED)
     assert read_result(tmp_path / "run") is None
     run_here(tiny_folder, tmp_path, **TUNED)
     assert contents(tmp_path / "run") == contents(tuned.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -39,7 +38,7 @@ from rtg_solvers.report import write_report
 from rtg_solvers.run import read_goals
 from rtg_solvers.seeds import builtin_seeds
 from tests.judges_for_runs import Consonants
-from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_mart_config
+from tests.rtg_solvers.runs import killed, run_here, tiny_mart_config
 from tests.rtg_solvers.test_runs import contents
 
 Lessons = dict[str, list[TokenSequence]]
@@ -325,12 +324,7 @@ def test_a_run_that_is_killed_goes_on_without_repeating_a_finished_parent(
     if point.startswith("mart/"):
         with store_of(finished.path) as store:
             point = f"commit {store.block_names().index(point) + 1} before"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.rtg_solvers.runs", "peft", "transformers"])
-    process = context.Process(target=run_until_killed, args=(tiny_folder, tmp_path, point, {"method": "mart"}))
-    process.start()
-    process.join(400)
-    assert process.exitcode == -9
+    killed(tiny_folder, tmp_path, point, {"method": "mart"})
     with store_of(tmp_path / "run") as store:
         before = {name: store.block_data(name) for name in store.block_names() if name.startswith("mart/1/")}
     assert len(before) == num_kept

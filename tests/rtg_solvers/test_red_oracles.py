@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sqlite3
 import sys
 from pathlib import Path
@@ -27,7 +26,7 @@ from rtg_solvers.oracles.tactics import TacticSettings
 from rtg_solvers.payoffs import Cell, PayoffTensor, Samples
 from rtg_solvers.report import write_report
 from tests.judges_for_runs import NoPlainGoals
-from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_config
+from tests.rtg_solvers.runs import killed, run_here, tiny_config
 from tests.rtg_solvers.test_runs import contents
 
 SMALL = {
@@ -69,15 +68,6 @@ def units(path: Path, like: str) -> dict[str, int]:
         return dict(db.execute("SELECT name, size FROM blocks WHERE name LIKE ?", (like,)).fetchall())
 
 
-def killed(tiny_folder: Path, runs: Path, point: str, **changes) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.rtg_solvers.runs", "peft", "transformers"])
-    process = context.Process(target=run_until_killed, args=(tiny_folder, runs, point, changes))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -9
-
-
 def test_the_cost_is_what_a_run_with_this_oracle_then_does(solved, tiny_folder: Path, few_goals: str) -> None:
     kind, outcome = solved
     expected = cost(tiny_config(tiny_folder, **SMALL, goals=few_goals, red_oracle=kind), load(few_goals))
@@ -115,7 +105,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     }
     for number, point in enumerate(points[kind]):
         changes = {**SMALL, "goals": few_goals, "red_oracle": kind, "judge": SKETCHES}
-        killed(tiny_folder, tmp_path / str(number), point, **changes)
+        killed(tiny_folder, tmp_path / str(number), point, changes)
         run_here(tiny_folder, tmp_path / str(number), **changes)
         assert contents(tmp_path / str(number) / "run") == contents(outcome.path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import sqlite3
 import sys
 from dataclasses import replace
@@ -33,7 +32,7 @@ from rtg_solvers.run import RunDirectory
 from rtg_solvers.session import check_goals, check_identity, read_result, resolve_judge
 from rtg_solvers.trainer import Trainer
 from tests.doubles import BENIGN, GOALS, HARMFUL
-from tests.rtg_solvers.runs import GOAL_FILE, run_here, run_until_killed, tiny_config
+from tests.rtg_solvers.runs import GOAL_FILE, killed, run_here, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +127,7 @@ def test_a_finished_run_is_reported_and_not_repeated(finished, tiny_folder: Path
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     point: str, finished, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.rtg_solvers.runs", "peft", "transformers"])
-    process = context.Process(target=run_until_killed, args=(tiny_folder, tmp_path, point))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -9
+    killed(tiny_folder, tmp_path, point)
     assert read_result(tmp_path / "run") is None
     run_here(tiny_folder, tmp_path)
     assert contents(tmp_path / "run") == contents(finished.path)
@@ -176,12 +170,7 @@ def chosen(choosing: dict, tiny_folder: Path, tmp_path_factory: pytest.TempPathF
 def test_a_run_killed_while_it_chooses_a_checkpoint_ends_with_the_same_member(
     point: str, chosen, choosing: dict, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.rtg_solvers.runs", "peft", "transformers"])
-    process = context.Process(target=run_until_killed, args=(tiny_folder, tmp_path, point, choosing))
-    process.start()
-    process.join(120)
-    assert process.exitcode == -9
+    killed(tiny_folder, tmp_path, point, choosing)
     with sqlite3.connect(tmp_path / "run" / "run.db") as db:
         (played,) = db.execute("SELECT COUNT(*) FROM blocks WHERE name LIKE 'select/%'").fetchone()
     assert played == {"adapter": 0, "commit": 1, "member": 2}[point.split(maxsplit=1)[0]]
@@ -282,10 +271,7 @@ def test_links_inside_a_run_directory_are_not_followed(tiny_folder: Path, tmp_pa
 def test_a_damaged_checkpoint_costs_its_updates_and_nothing_else(
     damage: str, finished, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=run_until_killed, args=(tiny_folder, tmp_path, "checkpoint 1 after"))
-    process.start()
-    process.join(120)
+    killed(tiny_folder, tmp_path, "checkpoint 1 after")
     (checkpoint,) = (tmp_path / "run" / "work").glob("**/checkpoint")
     (checkpoint / damage).write_bytes(b"\x00garbage")
     run_here(tiny_folder, tmp_path)

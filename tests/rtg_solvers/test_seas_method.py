@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import sqlite3
 import tomllib
 from collections import Counter
@@ -33,7 +32,7 @@ from rtg_solvers.report import write_report
 from rtg_solvers.run import read_goals, read_settings
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.tuples import read_tuples
-from tests.rtg_solvers.runs import run_here, run_until_killed, tiny_seas_config
+from tests.rtg_solvers.runs import killed, run_here, tiny_seas_config
 from tests.rtg_solvers.test_runs import contents
 
 
@@ -275,12 +274,7 @@ def test_a_run_that_is_killed_goes_on_without_repeating_a_finished_seed(
     if point.startswith("attacks/"):
         with store_of(finished.path) as store:
             point = f"commit {store.block_names().index(point) + 1} before"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.rtg_solvers.runs", "peft", "transformers"])
-    process = context.Process(target=run_until_killed, args=(tiny_folder, tmp_path, point, {"method": "seas"}))
-    process.start()
-    process.join(400)
-    assert process.exitcode == -9
+    killed(tiny_folder, tmp_path, point, {"method": "seas"})
     with store_of(tmp_path / "run") as store:
         before = {name: store.block(name) for name in store.block_names() if name.startswith("attacks/")}
     assert len(before) == num_kept
