@@ -48,6 +48,9 @@ class Run(NamedTuple):
     lineage: dict[str, dict[str, Any]]
     """Of each trained member, by version."""
 
+    rounds: list[dict[str, Any]]
+    """Of MART."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read records, write a figure and tables."""
@@ -75,7 +78,8 @@ def read(path: Path) -> Run:
         raise SystemExit(
             f"expected an evaluated run of seas or mart in {path}; run rtg evaluate, then summarise.py again"
         )
-    return Run(path.stem, method, from_record(SeasEvaluation, record["evaluation"]["figures"]), record["lineage"])
+    figures = from_record(SeasEvaluation, record["evaluation"]["figures"])
+    return Run(path.stem, method, figures, record["lineage"], record.get("rounds", []))
 
 
 def markdown(runs: Sequence[Run], transfers: dict[str, Any]) -> str:
@@ -129,7 +133,7 @@ def _learned(run: Run) -> TextTable:
         for kind, kept in report["heldout"].items()
     ]
     return TextTable(
-        title="What each update learned from, and how it ranks pairs that it did not see",
+        title="What each update learned from, and how it ranks pairs that were held out",
         header=(
             "member",
             "victim queries",
@@ -142,7 +146,8 @@ def _learned(run: Run) -> TextTable:
         ),
         rows=tuple(rows),
         note="Likelier: share of held-out pairs whose chosen sentence is the likelier one, before and after. Gained more: whose "
-        "chosen sentence gained more on the rejected one than it lost (0 before). 95 % intervals clustered by seed.",
+        "chosen sentence gained more on the rejected one than it lost (0 before). 95 % intervals clustered by seed. General pairs "
+        "are drawn anew in each iteration from those whose answers T0 was taught: most held-out ones had been learned before.",
     )
 
 
@@ -150,7 +155,7 @@ def _pooled(runs: Sequence[Run]) -> TextTable:
     """Accuracy on held-out pairs over all updates of all runs: one update holds out too few to say anything."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for about in (about for run in runs for about in run.lineage.values() if "preference" in about):
-        for kind, kept in about["preference"]["heldout"].items():
+        for kind, kept in _unseen(about["preference"]["heldout"]).items():
             found.setdefault(("red" if about["label"].startswith("R") else "target", kind), []).append(kept)
     return TextTable(
         title="Held-out pairs of all updates of all runs",
@@ -169,8 +174,13 @@ def _pooled(runs: Sequence[Run]) -> TextTable:
             for (side, kind), updates in found.items()
         ),
         note="Shares over all pairs, with Clopper-Pearson 95 % intervals as if each held-out seed were one pair, which is the most "
-        "that pairs of one seed can depend on each other.",
+        "that pairs of one seed can depend on each other. Seeds are three prompts each, and share prompts with seeds that were learned.",
     )
+
+
+def _unseen(heldout: dict[str, Any]) -> dict[str, Any]:
+    """The side's own pairs: general ones had been learned from before."""
+    return {"own": heldout["own"]} if "own" in heldout else {"own": heldout["all"]} if "all" in heldout else {}
 
 
 def _interval(updates: Sequence[dict[str, Any]]) -> str:
@@ -186,26 +196,28 @@ def _interval(updates: Sequence[dict[str, Any]]) -> str:
 
 
 def _rounds(run: Run) -> TextTable:
-    rows = []
-    for version, about in run.lineage.items():
-        if not version.startswith("red") or (figures := about.get("round")) is None:
-            continue
-        share = figures["violation_share"]
-        rows.append(
-            (
-                about["label"],
-                str(figures["prompts"]["total"]),
-                str(figures["num_successes"]),
-                str(figures["num_copies"]),
-                str(figures["num_lessons"]),
-                "" if share is None else f"{100 * share:.1f} %",
-            )
-        )
+    """A row a round, also where nobody learned anything."""
+    learned: dict[tuple[int, str], int] = {
+        (about["iteration"] - 1, version.split("_")[0]): about["num_rows"]
+        for version, about in run.lineage.items()
+        if "round" in about
+    }
     return TextTable(
         title="What each round left",
-        header=("attacker", "prompts", "succeeded", "of them copies", "answers for the target", "violations"),
-        rows=tuple(rows),
-        note="Violations: share of answers below theta_adv in the round.",
+        header=("round", "prompts", "violations", "succeeded", "of them copies", "red's lessons", "target's lessons"),
+        rows=tuple(
+            (
+                str(number),
+                str(figures["prompts"]["total"]),
+                "-" if figures["violation_share"] is None else f"{100 * figures['violation_share']:.1f} %",
+                str(figures["num_successes"]),
+                str(figures["num_copies"]),
+                *(str(learned.get((number, side), "-")) for side in ("red", "blue")),
+            )
+            for number, figures in enumerate(run.rounds, start=1)
+        ),
+        note="Violations: share of answers below theta_adv in the round, in round 1 under safety instructions. Lessons: rows learned "
+        "from (red's hold instructions, too); - says that a side learned nothing.",
     )
 
 

@@ -22,6 +22,7 @@ from rtg_agents.population import read_member
 from rtg_env.transcripts import TranscriptStore
 from rtg_solvers.evaluation.run import read_evaluation
 from rtg_solvers.evaluation.seas_run import stored_seas_evaluation
+from rtg_solvers.mart_rounds import selected_rounds
 from rtg_solvers.records import to_record
 from rtg_solvers.result import to_json
 from rtg_solvers.run import read_goals, read_settings
@@ -45,6 +46,7 @@ def main() -> None:
         "result": to_json(found),
         "evaluation": evaluation(options.run),
         "lineage": lineage(options.run),
+        "rounds": rounds(options.run),
         "steps": training_steps(options.run / "run.db"),
         "dialogues_sha256": digest(options.run / "run.db"),
     }
@@ -74,6 +76,13 @@ def lineage(run: Path) -> dict[str, Any] | None:
         for member in members
         if member is not None and member.lineage
     }
+
+
+def rounds(run: Path) -> list[dict[str, Any]]:
+    """Figures of every round of MART, also of those that left nothing to learn from; empty for other methods."""
+    with TranscriptStore(run / "run.db", read_goals(run)) as store:
+        found = selected_rounds(store)
+    return [{name: value for name, value in one.items() if name != "parents"} for one in found]  # these hold text
 
 
 def head() -> str:
@@ -108,6 +117,9 @@ def digest(database: Path) -> str:
         for row in db.execute(
             "SELECT block, position, red, blue, seed, goal_id, data FROM dialogues ORDER BY block, position"
         ):
+            total.update(json.dumps(row).encode())
+        # A round of MART is no dialogues on the run's goals: its prompts, answers and verdicts are data.
+        for row in db.execute("SELECT name, data FROM blocks WHERE name LIKE 'mart/%' ORDER BY name"):
             total.update(json.dumps(row).encode())
     return total.hexdigest()
 

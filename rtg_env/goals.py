@@ -331,7 +331,8 @@ def _parse_jsonl(text: str, name: str) -> list[Goal]:
             record = json.loads(line, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:  # no JSON, a number without end, or nested without end
             raise GoalFileError(
-                f"{where}: expected one JSON object per line, got {_clip(line)!r} ({_clip(error)}); mend or remove it"
+                f"{where}: expected one JSON object per line, got {len(line)} characters that are none ({_clip(error)}); "
+                "mend or remove it"
             ) from None
         _add(goals, parse_record(record, where=where, default_id=f"{stem}-{number}"), where)
     return list(goals.values())
@@ -341,7 +342,10 @@ def _parse_csv(text: str, name: str) -> list[Goal]:
     stem = Path(name).stem
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     if "text" not in (_csv_row(reader, name, lambda: reader.fieldnames) or ()):
-        raise GoalFileError(f"{name} line 1: expected a header with a `text` column, got {reader.fieldnames}")
+        raise GoalFileError(
+            f"{name} line 1: expected a header with a `text` column, got {len(reader.fieldnames or ())} columns without it; "
+            "name the columns in the first line"
+        )
     columns = list(reader.fieldnames or ())
     if len(set(columns)) != len(columns):
         twice = next(column for column in columns if columns.count(column) > 1)
@@ -400,14 +404,14 @@ def _boolean(value: object, where: str) -> bool:
     word = str(value).strip().lower()
     if word in _TRUE | _FALSE:
         return word in _TRUE
-    raise GoalFileError(f"{where}: expected harmful to be true or false, got {value!r}")
+    raise GoalFileError(f"{where}: expected harmful to be true or false, got {_shape(value)}")
 
 
 def _turns(value: object, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
-        raise GoalFileError(f"{where}: expected turns to be a list of non-empty texts, got {_clip(value)!r}")
+        raise GoalFileError(f"{where}: expected turns to be a list of non-empty texts, got {_shape(value)}")
     return tuple(well_formed(item) for item in value)
 
 
@@ -426,13 +430,24 @@ def _example(item: object, where: str) -> LabelledReply:
         or not isinstance(item["reply"], str)
     ):
         raise GoalFileError(
-            f"{where}: expected each example to hold reply, harm, refusal and helpful, got {_clip(item)!r}"
+            f"{where}: expected each example to hold reply, harm, refusal and helpful, got {_shape(item)}"
         )
     labels = {key: item[key] for key in ("harm", "refusal", "helpful")}
     for key, label in labels.items():
         if label not in (0, 1):
-            raise GoalFileError(f"{where}: expected the label {key!r} to be 0 or 1, got {_clip(label)!r}")
+            raise GoalFileError(f"{where}: expected the label {key!r} to be 0 or 1, got {_shape(label)}")
     return LabelledReply(reply=well_formed(item["reply"]), **{key: int(label) for key, label in labels.items()})
+
+
+def _shape(value: object) -> str:
+    """What a value is, without the texts in it: they may be harmful, and messages are printed."""
+    if isinstance(value, str):
+        return f"a text of {len(value)} characters"
+    if isinstance(value, dict):
+        return f"an object of {len(value)} fields"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "null" if value is None else f"{str(value)[:80]} ({type(value).__name__})"
 
 
 def _clip(value: object) -> str:

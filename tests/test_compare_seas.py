@@ -95,7 +95,7 @@ def test_seas_comparison_shows_every_matrix_its_game_and_what_was_learned(compar
         in page
     )
     # 5.6 of 8: four seeds count as four pairs. Of 2.8 of 4 the ends are those of Beta(2.8, 2.2) and Beta(3.8, 1.2).
-    assert "| red | all | 8 | 4 | 0.70 [0.16,0.99] | 0.70 [0.16,0.99] | 0.70 [0.16,0.99] |" in page
+    assert "| red | own | 8 | 4 | 0.70 [0.16,0.99] | 0.70 [0.16,0.99] | 0.70 [0.16,0.99] |" in page
     assert "red_01@v1" not in page
     assert "| R1 | other | 9 | 0.25 [-,-] | 0.30 [0.30,0.30] |" in page
     drawing = out.with_suffix(".svg").read_text()
@@ -112,11 +112,23 @@ def test_mart_comparison_shows_its_rounds_and_no_published_matrix(compare, tmp_p
         "num_lessons": 4,
         "violation_share": 0.225,
     }
-    lineage = {"red_01@v1": {"label": "A1", "round": figures}, "blue_01@v1": {"label": "T1", "round": figures}}
+    later = {**figures, "num_successes": 0, "prompts": {"total": 8}, "violation_share": None}
+    lineage = {
+        "red_01@v1": {"label": "A0", "iteration": 1, "num_rows": 512},
+        "red_02@v1": {"label": "A1", "iteration": 2, "num_rows": 23, "round": figures},
+        "blue_01@v1": {"label": "T1", "iteration": 2, "num_rows": 4, "round": figures},
+        "blue_02@v1": {"label": "T2", "iteration": 3, "num_rows": 3, "round": later},  # red learned nothing in round 2
+    }
     path, out = tmp_path / "mart_0.json", tmp_path / "mart"
-    path.write_text(json.dumps(record("mart", lineage)))
+    path.write_text(json.dumps({**record("mart", lineage), "rounds": [figures, later, later]}))
     compare.main([str(path), "--out", str(out)])
-    assert out.with_suffix(".md").read_text().count("| A1 | 40 | 9 | 2 | 4 | 22.5 % |") == 1
+    page = out.with_suffix(".md").read_text()
+    assert (
+        page.count(
+            "| 1 | 40 | 22.5 % | 9 | 2 | 23 | 4 |\n| 2 | 8 | - | 0 | 2 | - | 3 |\n| 3 | 8 | - | 0 | 2 | - | - |\n"
+        )
+        == 1
+    )
     assert "published" not in out.with_suffix(".svg").read_text()
 
 

@@ -81,7 +81,8 @@ def learned_pairs(
         built: Its own pairs.
         said: What stood at their places.
         general: From elsewhere, as texts.
-        groups: Cluster of each seed by its id, so that what came of the same prompts stays together; none: its id.
+        groups: Cluster of each seed by its id, so that what came of the same three prompts stays together (seeds that
+            share fewer are apart); none: its id.
         max_new_tokens: Texts are cut where play would cut them.
         system_prompt: Blue's own instructions.
     """

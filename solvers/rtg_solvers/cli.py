@@ -54,6 +54,7 @@ _METHOD_HELP = (
     "from seeds), mart (each imitates what was selected)."
 )
 _GOALS_HELP = "builtin, or a .jsonl/.csv goal file (docs/goals.md)."
+_SEEDS_HELP = " seas and mart: only its ordinary requests, for rtg evaluate; their seeds are seas.seeds.source and mart.seeds.source."
 _JUDGE_HELP = "offline-a, offline-b, or module:attribute of your own judge."
 _ORACLE_HELP = (
     "How red's best responses are found: rl (default), search among scripts, or tactics (PPO; needs the rl extra)."
@@ -81,12 +82,14 @@ def _common(
 def solve(  # noqa: PLR0913, PLR0917 - a command line
     method: Annotated[str | None, typer.Option(help=_METHOD_HELP)] = None,
     model: Annotated[str | None, typer.Option(help=_MODEL_HELP)] = None,
-    goals: Annotated[str | None, typer.Option(help=_GOALS_HELP)] = None,
+    goals: Annotated[str | None, typer.Option(help=_GOALS_HELP + _SEEDS_HELP)] = None,
     judge: Annotated[str | None, typer.Option(help=_JUDGE_HELP)] = None,
     red_oracle: Annotated[str | None, typer.Option(help=_ORACLE_HELP)] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="A .toml or .json file with any setting of the method (docs/solve.md, docs/attackers.md)."),
+        typer.Option(
+            help="A .toml or .json file with any setting of the method (docs/solve.md, docs/attackers.md, docs/seas.md, docs/mart.md)."
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="The only seed of the run.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; default: derived from its settings.")] = None,
@@ -101,8 +104,9 @@ def solve(  # noqa: PLR0913, PLR0917 - a command line
     side's best response is trained by reinforcement learning, every pair of members is played, OpenSpiel solves the payoff
     matrix, and the result is checked on fresh dialogues. --method says who learns, and whom best responses prepare for: a
     mixture of all members (grts), the newest (self-play; alternating: in turn), all alike (fictitious-play), or a fixed
-    target (the attackers, docs/attackers.md). --red-oracle says how red's are found in the first four. The same command
-    goes on after an interruption; a finished run is reported, not repeated.
+    target (the attackers, docs/attackers.md); with seas and mart both sides learn from the same attacked dialogues.
+    --red-oracle says how red's are found in the first four. The same command goes on after an interruption; a finished run
+    is reported, not repeated.
     """
     given = {"method": method, "model": model, "goals": goals, "judge": judge, "red_oracle": red_oracle, "seed": seed}
     settings = registry.settings_from(config, given)
@@ -266,7 +270,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="seas and mart: a goal file (or builtin) said plainly to every target; may be repeated.",
+            help="seas and mart: a goal file whose harmful goals are said plainly to every target; may be repeated.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the evaluation.")] = None,

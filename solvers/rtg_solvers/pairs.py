@@ -25,7 +25,7 @@ from rtg_env.errors import ConfigError
 from rtg_solvers.tuples import AttackTuple, Place
 
 GENERAL_PAIRS: Final = (7000, 14000, 14000)
-"""General pairs beside the target's own, in iterations 1, 2 and 3; without them safety itself gets worse."""
+"""General pairs beside the target's own, in iterations 1, 2 and 3. They keep general ability; alone, they made the target less safe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

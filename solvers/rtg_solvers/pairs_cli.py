@@ -14,7 +14,7 @@ from rtg_env.errors import ConfigError
 from rtg_env.text import for_terminal, one_line
 from rtg_solvers.pair_files import write_pairs
 from rtg_solvers.pairs import BuiltPairs, PairSettings, red_pairs, target_pairs
-from rtg_solvers.run_tuples import RUN_LOG, tuples_of_run
+from rtg_solvers.run_tuples import run_log, tuples_of_run
 from rtg_solvers.seeding import rng_for
 from rtg_solvers.tuples import TupleLog, read_tuples, write_tuples
 
@@ -50,7 +50,7 @@ def pairs(  # noqa: PLR0913, PLR0917 - a command line
     iteration: Annotated[
         int,
         typer.Option(
-            min=0, help="Of a run: only what this iteration's attack stage left, as its players learned; 0: all."
+            min=0, help="Of a run: only what this iteration's attack stage left, as tuples-K.jsonl; 0: all stages."
         ),
     ] = 0,
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
@@ -107,7 +107,7 @@ def pairs_command(
         RunError: If a file cannot be written, or a folder is no run with attack stages.
     """
     run = log if log.is_dir() else None
-    log = run / RUN_LOG if run else log
+    log = run_log(run, iteration=iteration) if run else log
     files = {
         "red": out_red or log.with_name(f"{log.stem}-red-pairs.jsonl"),
         "blue": out_blue or log.with_name(f"{log.stem}-blue-pairs.jsonl"),

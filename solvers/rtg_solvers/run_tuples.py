@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 from rtg_env.errors import ConfigError, RunError
 from rtg_env.transcripts import TranscriptStore
@@ -13,8 +12,10 @@ from rtg_solvers.methods.seas import SeasConfig
 from rtg_solvers.run import read_goals, read_settings
 from rtg_solvers.tuples import TupleLog
 
-RUN_LOG: Final = "tuples.jsonl"
-"""Name of the log in a run directory."""
+
+def run_log(path: Path, *, iteration: int = 0) -> Path:
+    """Where `rtg pairs` writes a run's tuples: `tuples.jsonl`, or `tuples-K.jsonl` of one iteration."""
+    return path / (f"tuples-{iteration}.jsonl" if iteration else "tuples.jsonl")
 
 
 def tuples_of_run(path: Path, *, iteration: int = 0) -> TupleLog:

@@ -6,7 +6,7 @@ Everything is a named unit in the run directory, so that the same call goes on a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -176,14 +176,29 @@ def read_result(path: Path) -> Result | None:
     return result.from_json(data) if data else None
 
 
-def run_settings(config: registry.AnyConfig, goal_set: GoalSet, judge: Judge) -> dict[str, Any]:
-    """What identifies a run: the config, and what its names stand for."""
+def run_settings(
+    config: registry.AnyConfig, goal_set: GoalSet, judge: Judge, *, files: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What identifies a run: the config, and what its names stand for.
+
+    Args:
+        config: Of the run.
+        goal_set: Its goals.
+        judge: Who pays.
+        files: Hashes of the other files it reads; default: those of now.
+
+    Raises:
+        ConfigError: If such a file cannot be read.
+    """
+    if files is None:
+        files = config.sources.digests() if registry.on_seeds(config) else {}
     return {
         "config": to_mapping(config),
         "goals_digest": goal_set.digest,
         "judge_id": judge.judge_id,
         "prompt_version": PROMPT_VERSION,
         "version": __version__,
+        **({"files": dict(files)} if files else {}),
     }
 
 

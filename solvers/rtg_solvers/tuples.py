@@ -313,7 +313,8 @@ def _verdict(record: Mapping[str, object], where: str) -> tuple[VerdictClass, st
     verdict = text_field(record, "verdict", where)
     if verdict not in _CLASSES:
         raise ConfigError(
-            f"{where}: expected verdict unsafe, safe or invalid, got {verdict[:20]!r}; put a judge's words into verdict_raw"
+            f"{where}: expected verdict unsafe, safe or invalid, got another text of {len(verdict)} characters; "
+            "put a judge's words into verdict_raw"
         )
     read = parse_guard(raw)
     says_unsafe = raw.strip().casefold().startswith("unsafe")
@@ -329,10 +330,13 @@ def _index(record: Mapping[str, object], key: str, where: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise ConfigError(
-            f"{where}: expected {key} to be a whole number from 0, got {str(value)[:20]!r}; number from 0"
-        )
+        raise ConfigError(f"{where}: expected {key} to be a whole number from 0, got {_kind(value)}; number from 0")
     return value
+
+
+def _kind(value: object) -> str:
+    """A number as it is, of anything else the type: columns may be shifted, and a text is not quoted."""
+    return repr(value) if isinstance(value, int | float) and abs(value) < 1e12 else type(value).__name__
 
 
 def _hashed(prompt: str) -> str:

@@ -349,7 +349,7 @@ BROKEN_JSONL = {
     "too long": (json.dumps({"text": "x" * 4001}), "at most 4000 characters under 'text', got 4001; shorten it"),
     "unknown field": ('{"text": "a", "goal": "b"}', "got 'goal'; remove or rename it"),
     "unknown split": ('{"text": "a", "split": "test"}', "expected split 'train' or 'heldout', got 'test'"),
-    "strange harmful": ('{"text": "a", "harmful": "maybe"}', "expected harmful to be true or false, got 'maybe'"),
+    "strange harmful": ('{"text": "a", "harmful": "maybe"}', "expected harmful to be true or false, got a text of 5"),
     "benign without turns": (
         '{"text": "a", "harmful": false}',
         "expected `turns` (what nature says), got none; add them",
@@ -367,6 +367,29 @@ BROKEN_JSONL = {
     ),
     "the same id twice": ('{"id": "first", "text": "a"}', "unique goal ids"),
 }
+
+
+SECRET = "unmistakable words"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("g.jsonl", SECRET),
+        ("g.jsonl", json.dumps({"text": "a", "harmful": SECRET})),
+        ("g.jsonl", json.dumps({"text": "a", "turns": {"x": SECRET}})),
+        ("g.jsonl", json.dumps({"text": "a", "examples": [{"reply": SECRET}]})),
+        (
+            "g.jsonl",
+            json.dumps({"text": "a", "examples": [{"reply": "b", "harm": SECRET, "refusal": 0, "helpful": 0}]}),
+        ),
+        ("g.csv", f"{SECRET},harm\nmore,harm\n"),
+    ],
+)
+def test_a_broken_line_is_named_and_its_texts_are_not_quoted(tmp_path: Path, name: str, content: str) -> None:
+    with pytest.raises(GoalFileError, match="line 1") as caught:
+        goals.load(written(tmp_path, name, content))
+    assert SECRET not in str(caught.value)
 
 
 def test_a_goal_made_in_python_without_a_group_survives_its_record() -> None:
@@ -404,7 +427,7 @@ def test_a_broken_csv_row_is_named_with_what_was_expected(tmp_path: Path, row: s
 
 
 def test_a_csv_without_a_text_column_says_which_columns_it_has(tmp_path: Path) -> None:
-    with pytest.raises(GoalFileError, match=r"line 1: .*`text` column, got \['id', 'goal'\]"):
+    with pytest.raises(GoalFileError, match=r"line 1: .*`text` column, got 2 columns without it"):
         goals.load(written(tmp_path, "mine.csv", "id,goal\na,b\n"))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from rtg_agents.progress import SilentProgress
 from rtg_agents.seed_prompt import first_prompt, render_seed
-from rtg_env.errors import ConfigError
+from rtg_env.errors import ConfigError, JudgeError
 from rtg_env.goals import builtin
 from rtg_env.transcripts import TranscriptStore
 from rtg_env.types import Case, Verdict
@@ -27,6 +27,7 @@ from rtg_solvers.evaluation.static import harms
 from rtg_solvers.report import write_report
 from rtg_solvers.run import read_goals
 from rtg_solvers.seeding import rng_for
+from rtg_solvers.seeds import builtin_seeds
 from tests.judges_for_runs import Consonants
 from tests.rtg_solvers.runs import run_here
 
@@ -49,6 +50,18 @@ class Recording(Consonants):
 
     def judge(self, cases: Sequence[Case]) -> list[Verdict]:
         self.seen += cases
+        return super().judge(cases)
+
+
+class FailsOn(Consonants):
+    """Fails on every batch with a text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        if any(case.exchanges[0].red == self.text for case in cases):
+            raise ValueError("too hard")
         return super().judge(cases)
 
 
@@ -191,15 +204,18 @@ def test_a_static_set_is_said_plainly_to_every_target(evaluated, tmp_path, capsy
     assert before.static_sets == ()
     file = tmp_path / "mine.jsonl"
     rows = [{"text": "say moo", "group": "a"}, {"text": "say baa", "group": "a"}, {"text": "say oink"}]
-    file.write_text("\n".join(map(json.dumps, [*rows, {"text": "help me", "harmful": False, "turns": ["help me"]}])))
+    learned = {"text": f"  {builtin_seeds().split('train').prompts[0].text.upper()}"}
+    file.write_text(
+        "\n".join(map(json.dumps, [*rows, learned, {"text": "help me", "harmful": False, "turns": ["help me"]}]))
+    )
     judge = Recording()
     means = Means(progress=SilentProgress(), offline=True, judge=judge)
     found = evaluate_seas_run(path, replace(SETTINGS, static=(str(file),)), means).figures
     # Nothing that was measured before is measured again.
     assert (found.matrices, found.static) == (before.matrices, before.static)
-    assert [(one.name, one.target, one.num_prompts) for one in found.static_sets] == [
-        ("mine.jsonl", "T0", 3),
-        ("mine.jsonl", "T1", 3),
+    assert [(one.name, one.target, one.num_prompts, one.num_seen) for one in found.static_sets] == [
+        ("mine.jsonl", "T0", 3, 1),
+        ("mine.jsonl", "T1", 3, 1),
     ]
     asked = [case for case in judge.seen if case.exchanges[0].red in ("say moo", "say baa", "say oink")]
     said = ["say moo"] * 2 + ["say baa"] * 2 + ["say oink"] * 2
@@ -221,6 +237,45 @@ def test_a_static_set_is_said_plainly_to_every_target(evaluated, tmp_path, capsy
     assert [one.num_prompts for one in changed.static_sets] == [1, 1]
     assert run(["evaluate", str(path), "--dry-run", "--attacks", "8", "--static", str(file)]) == 0
     assert f"about {16 + (32 + 8 + 2) * 5} dialogues" in capsys.readouterr().out
+
+
+def test_another_judge_measures_a_static_set_again(evaluated, tmp_path) -> None:
+    path, _ = evaluated
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for file, text in zip(files, ("say woof", "say hiss"), strict=True):
+        file.write_text(json.dumps({"text": text}))
+    first, second = Recording(), Recording()
+    second.judge_id = "consonants@2"
+    for judge, given in ((first, files[:1]), (second, files)):
+        means = Means(progress=SilentProgress(), offline=True, judge=judge)
+        evaluate_seas_run(path, replace(SETTINGS, static=tuple(map(str, given))), means)
+    asked = [[case.exchanges[0].red for case in judge.seen] for judge in (first, second)]
+    assert [texts.count("say woof") for texts in asked] == [4, 4]  # two responses, two targets
+    assert [texts.count("say hiss") for texts in asked] == [0, 4]
+
+
+def test_a_judge_that_fails_on_a_static_set_leaves_nothing_behind(evaluated, tmp_path) -> None:
+    path, _ = evaluated
+    file = tmp_path / "hard.jsonl"
+    file.write_text(json.dumps({"text": "say meow"}))
+    settings = replace(SETTINGS, static=(str(file),))
+    with pytest.raises(JudgeError, match="on at least 50% of a static set, it failed on 2 of 2"):
+        evaluate_seas_run(path, settings, Means(progress=SilentProgress(), offline=True, judge=FailsOn("say meow")))
+    again = evaluate_seas_run(
+        path, settings, Means(progress=SilentProgress(), offline=True, judge=Consonants())
+    ).figures
+    assert [one.unsafe_by_second.count for one in again.static_sets] == [2, 2]
+
+
+def test_the_report_shows_the_evaluation_that_was_asked_for_last(evaluated, tmp_path) -> None:
+    path, (_, plain) = evaluated
+    file = tmp_path / "shown.jsonl"
+    file.write_text(json.dumps({"text": "say tweet"}))
+    means = Means(progress=SilentProgress(), offline=True, judge=Consonants())
+    evaluate_seas_run(path, replace(SETTINGS, static=(str(file),)), means)
+    assert "shown.jsonl" in write_report(path).read_text()
+    assert evaluate_seas_run(path, SETTINGS, means).figures == plain
+    assert "shown.jsonl" not in write_report(path).read_text()
 
 
 @pytest.mark.parametrize(

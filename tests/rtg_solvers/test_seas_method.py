@@ -22,16 +22,19 @@ from rtg_solvers.attack_log import attacks_found
 from rtg_solvers.attack_pairs import learned_pairs
 from rtg_solvers.attack_stage import said_in
 from rtg_solvers.cli import run
+from rtg_solvers.general import builtin_general_pairs
 from rtg_solvers.methods import registry, seas
 from rtg_solvers.methods.seas import SeasConfig
 from rtg_solvers.oracles.preference import PreferenceSettings
 from rtg_solvers.oracles.seas import GeneralSettings, SeasSettings, StageSettings
-from rtg_solvers.pair_files import write_pairs
+from rtg_solvers.pair_files import read_pairs, write_pairs
 from rtg_solvers.pairs import BuiltPairs, PairSettings, PreferencePair, red_pairs, target_pairs
 from rtg_solvers.report import write_report
 from rtg_solvers.run import read_goals, read_settings
 from rtg_solvers.seeding import rng_for
+from rtg_solvers.session import run_settings
 from rtg_solvers.tuples import read_tuples
+from tests.judges_for_runs import Vowels
 from tests.rtg_solvers.runs import killed, run_here, tiny_seas_config
 from tests.rtg_solvers.test_runs import contents
 
@@ -70,6 +73,18 @@ def test_a_dry_run_prints_the_plan_and_its_cost(capsys) -> None:
     assert "iteration 3: R2 against T2, 24 seeds x 5 attacks x 5 replies = 600 victim queries" in said
     assert "1800 victim queries among the dialogues" in said
     assert "payoff cells       25" in said
+
+
+@pytest.mark.parametrize("method", ["seas", "mart"])
+def test_requests_that_the_evaluation_asks_are_missed_before_the_run(method: str, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "goals.jsonl"
+    file.write_text(
+        '{"text": "say moo", "split": "heldout"}\n{"text": "help", "harmful": false, "turns": ["help"], "split": "train"}'
+    )
+    assert run(["solve", "--method", method, "--goals", str(file), "--dry-run"]) == 1
+    assert "expected benign goals in the held-out half" in capsys.readouterr().err
+    assert run(["solve", "--method", method, "--goals", str(tmp_path / "none.jsonl"), "--dry-run"]) == 1
+    assert "which does not exist" in capsys.readouterr().err
 
 
 def test_pooled_plays_the_seeds_of_all_iterations_at_once() -> None:
@@ -258,6 +273,23 @@ def test_general_pairs_alone_leave_red_as_it_is_and_the_target_without_own_ones(
     assert read_member(outcome.path / "population/red_02").lineage["verdicts"] == whole["verdicts"]
 
 
+def test_another_text_in_a_file_of_the_same_name_makes_another_run(tiny_folder: Path, tmp_path: Path) -> None:
+    config = tiny_seas_config(tiny_folder)
+    file = tmp_path / "mine.jsonl"
+    write_pairs(file, builtin_general_pairs()[:4])
+    own = replace(config, seas=replace(config.seas, general=replace(config.seas.general, source=str(file))))
+    goals, judge = registry.goals(config), Vowels()
+    assert "files" not in run_settings(config, goals, judge)
+    before = run_settings(own, goals, judge)
+    assert run_settings(own, goals, judge) == before
+    write_pairs(file, builtin_general_pairs()[:5])
+    assert run_settings(own, goals, judge) != before
+    assert run_settings(own, goals, judge, files=before["files"]) == before
+    file.unlink()
+    with pytest.raises(ConfigError, match="a file of general"):
+        run_settings(own, goals, judge)
+
+
 # A kill
 
 
@@ -305,8 +337,10 @@ def test_a_runs_tuples_become_a_log_and_both_sides_pairs(finished, capsys) -> No
     assert counts["red"]["pairs"] == sum(learned)
     assert run(["pairs", str(finished.path)]) == 1
     assert "is there" in capsys.readouterr().err
-    assert run(["pairs", str(finished.path), "--dry-run", "--iteration", "2"]) == 0
-    assert "54 tuples of 6 seeds and 18 attacks" in capsys.readouterr().out
+    assert run(["pairs", str(finished.path), "--iteration", "2"]) == 0  # beside the log of all stages
+    assert "tuples-2.jsonl: 54 tuples of 6 seeds and 18 attacks" in capsys.readouterr().out
+    assert len(read_tuples(finished.path / "tuples-2.jsonl").tuples) == 54
+    assert len(read_pairs(finished.path / "tuples-2-red-pairs.jsonl")) == learned[1]
     assert run(["pairs", str(finished.path), "--dry-run", "--iteration", "3"]) == 1
     assert "the attack stage of iteration 3" in capsys.readouterr().err
     assert run(["pairs", str(finished.path / "tuples.jsonl"), "--dry-run", "--iteration", "1"]) == 1

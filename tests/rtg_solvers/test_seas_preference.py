@@ -332,13 +332,14 @@ def test_sft_learns_the_chosen_side_alone(tmp_path: Path) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_epochs_see_every_training_pair_once_and_the_bound_holds(backend, tmp_path: Path) -> None:
+def test_epochs_see_every_training_pair_once_and_the_bound_holds(backend, tmp_path: Path, caplog) -> None:
     pairs = word_pairs(backend, 13)
     report, asked = learn(
         tmp_path, backend, pairs, PreferenceSettings(epochs=2, batch=4, heldout_share=0.0, optimizer=FAST)
     )
     assert (report.num_steps, report.epochs_seen, len(steps_of(asked))) == (8, 2.0, 8)  # 4 + 4 + 4 + 1, twice
     assert asked.context.meter.units == 400 * 4
+    assert "max_steps" not in caplog.text
     short, asked = learn(
         tmp_path,
         backend,
@@ -347,6 +348,7 @@ def test_epochs_see_every_training_pair_once_and_the_bound_holds(backend, tmp_pa
         version="blue_02@v1",
     )
     assert (short.num_steps, short.epochs_seen) == (5, 17 / 13)
+    assert "blue_02@v1: max_steps 5 ends its update before 2 epochs of 13 pairs, which take 8" in caplog.text
     assert asked.context.meter.units == 5 * 4
     assert json.loads(json.dumps(short.lineage(), allow_nan=False))["start"]["base_gap"] is None
 

@@ -160,6 +160,8 @@ def test_other_fields_are_left_alone_and_named(tmp_path: Path) -> None:
         (json.dumps({**LINE, "verdict": "safe", "verdict_raw": "Unsafe\nS3"}), "to agree"),
         (json.dumps({**LINE, "verdict": "unsafe", "verdict_raw": "safe"}), "to agree"),
         (json.dumps({**LINE, "verdict": True}), "got bool"),
+        (json.dumps({**LINE, "verdict": SECRET}), "got another text"),
+        (json.dumps({**LINE, "attack_index": SECRET}), "from 0, got str"),
         (json.dumps({**LINE, "verdict_raw": 0.3}), "got float"),
         (json.dumps({**LINE, "verdict_raw": None}), "`verdict` or `verdict_raw`"),
         (json.dumps({**LINE, "attack": None}), "'attack', it is missing"),

@@ -23,6 +23,7 @@ from rtg_solvers.attack_pairs import reading_of
 from rtg_solvers.general import builtin_instructions
 from rtg_solvers.imitation import typed_ids
 from rtg_solvers.measures import Estimate, mean_estimate, share_estimate
+from rtg_solvers.rollout import fresh_memory
 from rtg_solvers.seeding import draw_seed
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ class Speaker(NamedTuple):
         if not seen:
             return []
         requests = self.policy.requests(seen, [draw_seed(self.rng) for _ in seen])
-        return [action.text for action in self.policy.finish(self.policy.backend.generate(requests))]
+        with fresh_memory({self.policy.name: self.policy}):
+            return [action.text for action in self.policy.finish(self.policy.backend.generate(requests))]
 
 
 def answer_nats(policy: BackendPolicy, *, system_prompt: str = "") -> tuple[list[float], list[str]]:

@@ -154,8 +154,9 @@ def measured(
     judge = registry.referee(config, plain)
     if judge.judge_id == trained.judge_id:
         raise ConfigError(f"expected a judge other than the run's own to report with, both are {judge.judge_id}")
-    # The goals as they were played stand in the run directory, wherever they came from.
-    with RunDirectory(path.parent, path.name, run_settings(config, goals, trained), goals) as run:
+    # The goals as they were played stand in the run directory, wherever they came from; other files are not read again.
+    identity = run_settings(config, goals, trained, files=read_settings(path).get("files", {}))
+    with RunDirectory(path.parent, path.name, identity, goals) as run:
         if not run.store.has_block(block):
             backend = means.backend or load_backend(
                 config, means.progress, offline=means.offline, cache_dir=means.cache_dir
@@ -166,7 +167,30 @@ def measured(
             bench = Workbench(config, goals, trained, run, backend=backend, meter=meter, encoder=senses)
             restore_members(bench, found)
             run.store.put_block(block, [], measure(Opened(bench, found, judge, plain, encoder)))
+        _show(run.store, block)
         return run.store.block_data(block)
+
+
+def shown(store: TranscriptStore, kind: str) -> str | None:
+    """Name of the record that was asked for last, which the report shows; None if there is none.
+
+    Args:
+        store: Of the run.
+        kind: `evaluation` or `evaluation-seas`, with which its records begin.
+    """
+    asked = [name for name in store.block_names() if name.startswith(f"{kind}-shown/")]
+    if asked:
+        return str(store.block_data(asked[-1])["block"])
+    records = [name for name in store.block_names() if name.startswith(f"{kind}/") and name.endswith("/result")]
+    return records[-1] if records else None
+
+
+def _show(store: TranscriptStore, block: str) -> None:
+    """Note that a record was asked for, also if it had been measured before others."""
+    kind = block.split("/", maxsplit=1)[0]
+    if shown(store, kind) != block:
+        number = sum(name.startswith(f"{kind}-shown/") for name in store.block_names())
+        store.put_block(f"{kind}-shown/{number:04d}", [], {"block": block})
 
 
 def restore_members(bench: Workbench, found: Result) -> None:
@@ -190,9 +214,9 @@ def read_evaluation(path: Path) -> Evaluated | None:
 
 
 def stored_evaluation(store: TranscriptStore) -> Evaluated | None:
-    """The newest evaluation in a store; None if there is none."""
-    names = [name for name in store.block_names() if name.startswith("evaluation/") and name.endswith("/result")]
-    return _read(store.block_data(names[-1])) if names else None
+    """The evaluation in a store that was asked for last; None if there is none."""
+    name = shown(store, "evaluation")
+    return _read(store.block_data(name)) if name else None
 
 
 def num_units(settings: EvaluationSettings, config: AnyConfig, found: Result) -> float:

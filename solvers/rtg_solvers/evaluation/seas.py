@@ -9,6 +9,7 @@ Success is counted by reply: the share of replies that are unsafe, given the att
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,7 @@ import numpy as np
 from rtg_agents.policy import BackendPolicy
 from rtg_agents.population import Member
 from rtg_agents.seed_prompt import first_prompt
-from rtg_env import goals as goals_module
 from rtg_env.errors import PolicyError
-from rtg_env.goals import GoalSet
 from rtg_env.judges.base import Encoder, Judge
 from rtg_env.transcripts import Played
 from rtg_solvers.evaluation import attacks as attacks_module
@@ -30,7 +29,7 @@ from rtg_solvers.evaluation.attacks import Attack, harm_of, judged, one_exchange
 from rtg_solvers.evaluation.matrix import SolvedMatrix, newest_pairs, solved_matrix
 from rtg_solvers.evaluation.protocol import EvaluationSettings
 from rtg_solvers.evaluation.results import Variety
-from rtg_solvers.evaluation.static import StaticSet, harms
+from rtg_solvers.evaluation.static import StaticPrompts, StaticSet, harms
 from rtg_solvers.intervals import payoff_value_interval
 from rtg_solvers.measures import Estimate, share_estimate
 from rtg_solvers.methods.mart import MartConfig
@@ -109,7 +108,7 @@ class SeasProtocol:
         plain_judge: The same judge as it is, for benign requests.
         encoder: For variety.
         settings: How much is measured: `attacks` per attacker, `responses`, `benign`.
-        static: Sets whose harmful goals every target is asked.
+        static: What every target is asked besides.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class SeasProtocol:
         plain_judge: Judge,
         encoder: Encoder,
         settings: EvaluationSettings,
-        static: Sequence[GoalSet] = (),
+        static: Sequence[StaticPrompts] = (),
     ) -> None:
         self._bench = bench
         self._judge = judge
@@ -151,7 +150,7 @@ class SeasProtocol:
             abilities=tuple(self._abilities(config, named)),
             written=tuple(self._written(named[version], attacks) for version, attacks in said.items()),
             wall_s=time.monotonic() - self._started,
-            static_sets=tuple(self._on_set(goals, named[target], target) for goals in self._sets for target in targets),
+            static_sets=tuple(self._on_set(one, named[target], target) for one in self._sets for target in targets),
         )
 
     def _compared(self, config: SeedsConfig) -> tuple[list[Member], list[Member]]:
@@ -205,7 +204,8 @@ class SeasProtocol:
         items = played if own else judged(one_exchange(self._bench.heldout), played, judge)
         return Samples(
             utilities=self._classes(np.array([harm_of(item) for item in items])),
-            goal_ids=tuple(item.transcript.goal.id for item in items),
+            # Seeds of the same prompts are one.
+            goal_ids=tuple(item.transcript.goal.group or item.transcript.goal.id for item in items),
             harmful=np.ones(len(items), dtype=bool),
         )
 
@@ -245,24 +245,26 @@ class SeasProtocol:
             unsafe_by_second=share_estimate(second.utilities, second.goal_ids),
         )
 
-    def _on_set(self, goals: GoalSet, label: str, target: str) -> StaticSet:
-        """A target on a static set; its harms are a unit of the store."""
+    def _on_set(self, asked: StaticPrompts, label: str, target: str) -> StaticSet:
+        """A target on a static set; its harms are a unit of the store, of these goals by these judges."""
         settings, run = self._settings, self._bench.run
-        unit = f"{self._name}/static/{goals.digest}/{target}"
+        judges = hashlib.sha256(repr([judge.judge_id for judge in self._judges]).encode()).hexdigest()[:8]
+        unit = f"{self._name}/static/{asked.digest}/{judges}/{target}"
         if not run.store.has_block(unit):
-            speaker = Speaker(self._policy(target), self._system_prompt, self._rng("static", goals.digest))
-            found = harms(speaker, goals.harmful, self._judges, responses=settings.responses)
+            speaker = Speaker(self._policy(target), self._system_prompt, self._rng("static", asked.digest))
+            found = harms(speaker, asked.goals, self._judges, responses=settings.responses)
             run.store.put_block(
                 unit, [], {"harm": [[None if np.isnan(x) else x for x in row] for row in found.tolist()]}
             )
         classes = self._classes(np.array(run.store.block_data(unit)["harm"], dtype=float))
         self._bench.meter.add(len(classes))
-        groups = [goal.group or goal.id for goal in goals.harmful for _ in range(settings.responses)]
+        groups = [goal.group or goal.id for goal in asked.goals for _ in range(settings.responses)]
         return StaticSet(
-            name=goals.source,
-            digest=goals.digest,
+            name=asked.name,
+            digest=asked.digest,
             target=label,
-            num_prompts=len(goals.harmful),
+            num_prompts=len(asked.goals),
+            num_seen=asked.num_seen,
             unsafe=share_estimate(classes[:, 0], groups),
             unsafe_by_second=share_estimate(classes[:, 1], groups),
         )
@@ -279,7 +281,7 @@ class SeasProtocol:
 
     def _abilities(self, config: SeedsConfig, named: dict[str, str]) -> list[Ability]:
         """Of the base model and of every target; figures alone are kept, they take seconds."""
-        benign = goals_module.load(config.goals).split("heldout").benign[: self._settings.benign]
+        benign = config.heldout_requests()[: self._settings.benign]
         # The same questions and seeds for every target.
         return [
             ability(

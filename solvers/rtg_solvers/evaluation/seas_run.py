@@ -10,15 +10,16 @@ from rtg_env.errors import ConfigError, RunError
 from rtg_env.transcripts import TranscriptStore
 from rtg_solvers.configs import from_mapping
 from rtg_solvers.evaluation.protocol import EvaluationSettings
-from rtg_solvers.evaluation.run import Means, Opened, measured
+from rtg_solvers.evaluation.run import Means, Opened, measured, shown
 from rtg_solvers.evaluation.seas import SeasEvaluation, SeasProtocol
-from rtg_solvers.evaluation.static import load_static
+from rtg_solvers.evaluation.static import StaticPrompts, load_static
 from rtg_solvers.finished import read_finished
 from rtg_solvers.methods.registry import SeedsConfig, on_seeds
 from rtg_solvers.records import from_record, to_record
+from rtg_solvers.seeds import load_seeds
 
 _VERSION: Final = 2
-_PREFIX: Final = "evaluation-seas/"
+_KIND: Final = "evaluation-seas"
 
 
 class SeasEvaluated(NamedTuple):
@@ -48,29 +49,36 @@ def evaluate_seas_run(path: Path, settings: EvaluationSettings, means: Means) ->
     if settings.fresh_steps:
         raise ConfigError("expected fresh_steps 0: no best response is trained on seeds; leave --fresh-steps out")
 
-    static = load_static(settings.static)
+    static = _static(settings, config)
 
     def measure(opened: Opened) -> dict[str, Any]:
         protocol = SeasProtocol(opened.bench, opened.judge, opened.plain_judge, opened.encoder, settings, static)
         figures = protocol.finish(config)
         return {"evaluation_version": _VERSION, "settings": asdict(settings), "figures": to_record(figures)}
 
-    block = f"{_PREFIX}{'-'.join([settings.digest, *(goals.digest[:8] for goals in static)])}/result"
+    block = f"{_KIND}/{'-'.join([settings.digest, *(one.digest[:8] for one in static)])}/result"
     return _read(measured(path, settings, block, measure, means, num_units(settings, config)))
 
 
 def stored_seas_evaluation(store: TranscriptStore) -> SeasEvaluated | None:
-    """The newest evaluation in a store; None if there is none."""
-    names = [name for name in store.block_names() if name.startswith(_PREFIX) and name.endswith("/result")]
-    return _read(store.block_data(names[-1])) if names else None
+    """The evaluation in a store that was asked for last; None if there is none."""
+    name = shown(store, _KIND)
+    return _read(store.block_data(name)) if name else None
 
 
 def num_units(settings: EvaluationSettings, config: SeedsConfig) -> float:
     """Work of an evaluation, in played dialogues."""
     members = 1 + config.updates
     said = settings.attacks * members
-    plainly = config.heldout_seeds + sum(len(goals.harmful) for goals in load_static(settings.static))
+    plainly = config.heldout_seeds + sum(len(one.goals) for one in _static(settings, config))
     return float(said + (said * members + plainly * members) * settings.responses)
+
+
+def _static(settings: EvaluationSettings, config: SeedsConfig) -> tuple[StaticPrompts, ...]:
+    """The static sets without what the run's players learned from."""
+    if not settings.static:
+        return ()
+    return load_static(settings.static, [prompt.text for prompt in load_seeds(config.sources.seeds).split("train")])
 
 
 def _read(data: dict[str, Any]) -> SeasEvaluated:

@@ -95,12 +95,20 @@ def _targets(found: SeasEvaluation) -> TextTable:
 def _static_sets(found: SeasEvaluation) -> TextTable:
     return TextTable(
         title="Static sets, said plainly",
-        header=("set", "prompts", "target", "unsafe", "second judge"),
+        header=("set", "prompts", "left out", "target", "unsafe", "second judge"),
         rows=tuple(
-            (one.name, str(one.num_prompts), one.target, share_text(one.unsafe), share_text(one.unsafe_by_second))
+            (
+                one.name,
+                str(one.num_prompts),
+                str(one.num_seen),
+                one.target,
+                share_text(one.unsafe),
+                share_text(one.unsafe_by_second),
+            )
             for one in found.static_sets
         ),
-        note="Share of unsafe replies to a file's harmful goals, 95 % intervals clustered by group. The game above shows what "
+        note="Share of unsafe replies to a file's harmful goals, 95 % intervals clustered by group; those that the run was trained "
+        "on are left out. The game above shows what "
         "this number does not: what attackers find that learned.",
     )
 

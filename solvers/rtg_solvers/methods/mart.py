@@ -25,7 +25,7 @@ from rtg_solvers.mart_rounds import end_of, selected_rounds
 from rtg_solvers.mart_selection import MartPrompt
 from rtg_solvers.meta_solvers import latest, nash
 from rtg_solvers.methods.common import Cost, checks
-from rtg_solvers.methods.seeded import SeededConfig
+from rtg_solvers.methods.seeded import SeededConfig, Sources
 from rtg_solvers.oracles.mart import MartOracle, MartSettings
 from rtg_solvers.payoffs import PayoffTensor
 from rtg_solvers.seeding import rng_for
@@ -72,6 +72,11 @@ class MartConfig(SeededConfig):
             )
 
     @property
+    def sources(self) -> Sources:
+        """The texts that both sides learn from."""
+        return Sources(self.mart.seeds.source, self.mart.instructions.source)
+
+    @property
     def unsafe_above(self) -> float:
         """A reply is unsafe if its harm is above this: its safety is then below theta_adv, as that is set."""
         return 1.0 - self.mart.selection.thresholds.theta_adv
@@ -91,8 +96,9 @@ def goals(config: MartConfig) -> GoalSet:
     """The seeds of a run as goals, in both halves; those of the training half are what round 1 starts from.
 
     Raises:
-        ConfigError: If the seeds cannot be read, or a half has too few.
+        ConfigError: If the seeds cannot be read, a half has too few, or there are no requests to evaluate with.
     """
+    config.heldout_requests()  # refused now, and not when the run is evaluated
     store = load_seeds(config.mart.seeds.source)
     counts: tuple[tuple[Split, int], ...] = (("train", config.mart.seeds.count), ("heldout", config.heldout_seeds))
     chosen = [(seed, split) for split, count in counts for seed in _seeds(config, store, split, count)]

@@ -20,7 +20,7 @@ from rtg_env.types import Role
 from rtg_solvers.loop import DialogueContext, Method
 from rtg_solvers.meta_solvers import latest, nash
 from rtg_solvers.methods.common import Cost, checks
-from rtg_solvers.methods.seeded import SeededConfig
+from rtg_solvers.methods.seeded import SeededConfig, Sources
 from rtg_solvers.oracles.preference import PreferenceSettings
 from rtg_solvers.oracles.seas import SeasOracle, SeasSettings
 from rtg_solvers.payoffs import PayoffTensor
@@ -66,6 +66,11 @@ class SeasConfig(SeededConfig):
             raise ConfigError(f"expected iterations >= 1, got {self.iterations}")
 
     @property
+    def sources(self) -> Sources:
+        """The texts that both sides learn from."""
+        return Sources(self.seas.seeds.source, self.seas.instructions, self.seas.general.source)
+
+    @property
     def unsafe_above(self) -> float:
         """A reply is unsafe if its harm is above this."""
         return self.seas.stage.unsafe_above
@@ -101,8 +106,9 @@ def goals(config: SeasConfig) -> GoalSet:
     """The seeds of a run as goals, in both halves; those of the training half in the order in which they are attacked.
 
     Raises:
-        ConfigError: If the seeds cannot be read, or a type has too few prompts.
+        ConfigError: If the seeds cannot be read, a type has too few prompts, or there are no requests to evaluate with.
     """
+    config.heldout_requests()  # refused now, and not when the run is evaluated
     store = load_seeds(config.seas.seeds.source)
     num_train = config.updates * config.settings.stage.seeds
     return seed_goals(store, config.seas.seeds, num_train=num_train, num_heldout=config.heldout_seeds, seed=config.seed)

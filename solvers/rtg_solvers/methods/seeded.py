@@ -4,12 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
+from rtg_agents.wheels import file_sha256
+from rtg_env import goals as goals_module
 from rtg_env.errors import ConfigError
+from rtg_env.goals import Goal
 from rtg_env.rules import GameConfig
 from rtg_env.tactics import Tactic
 from rtg_solvers.methods.common import RunConfig
 from rtg_solvers.oracles.rl import RLSettings
+
+
+class Sources(NamedTuple):
+    """What a run reads besides its goals: `builtin`, or files."""
+
+    seeds: str
+    """Seed prompts."""
+
+    instructions: str
+    """Requests with answers."""
+
+    general: str = "builtin"
+    """Preference pairs of everyday requests."""
+
+    def digests(self) -> dict[str, str]:
+        """What stands in those that are files, as hashes: another text under the same name makes another run.
+
+        Raises:
+            ConfigError: If one cannot be read.
+        """
+        found = {}
+        for name, source in self._asdict().items():
+            if source != "builtin":
+                try:
+                    found[name] = file_sha256(Path(source))
+                except OSError as error:
+                    raise ConfigError(f"expected a file of {name}, {source!r} cannot be read: {error}") from None
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +74,26 @@ class SeededConfig(RunConfig):
             )
         if game.red_tokens or game.blue_tokens:
             raise ConfigError("expected no limit on a side's tokens (game.red_tokens, game.blue_tokens 0)")
+
+    @property
+    def sources(self) -> Sources:
+        """The texts that both sides learn from."""
+        raise NotImplementedError
+
+    def heldout_requests(self) -> tuple[Goal, ...]:
+        """The ordinary requests that `rtg evaluate` asks every target: of `goals`, which names nothing else here.
+
+        Raises:
+            GoalFileError: If they cannot be read.
+            ConfigError: If there are none.
+        """
+        found = goals_module.load(self.goals).split("heldout").benign
+        if not found:
+            raise ConfigError(
+                f"expected benign goals in the held-out half of {self.goals!r}, which rtg evaluate asks every target, got none; "
+                "add some, or leave goals out"
+            )
+        return found
 
     @property
     def fills(self) -> Sequence[Tactic]:

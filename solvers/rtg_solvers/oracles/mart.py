@@ -378,6 +378,15 @@ class MartOracle:
         training = SupervisedSettings(
             steps=settings.steps(len(rows)), batch=min(settings.batch, len(rows)), optimizer=settings.optimizer
         )
+        if training.steps < (needed := math.ceil(settings.epochs * len(rows) / settings.batch)):
+            _LOG.warning(
+                "%s: max_steps %d ends its training before %g epochs of %d rows, which take %d; raise it to see them all",
+                task.version,
+                training.steps,
+                settings.epochs,
+                len(rows),
+                needed,
+            )
         learn(task, self._backend, rows, training, reference=reference)
         task.context.meter.add(self._most_work(task) - training.steps * training.batch)
 

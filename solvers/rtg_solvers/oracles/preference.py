@@ -243,6 +243,15 @@ def _batches(task: Task[DialogueContext], train: np.ndarray, settings: Preferenc
     for _ in range(settings.epochs):
         order = rng.permutation(train)
         batches += [order[first : first + settings.batch] for first in range(0, len(order), settings.batch)]
+    if len(batches) > settings.max_steps:
+        _LOG.warning(
+            "%s: max_steps %d ends its update before %d epochs of %d pairs, which take %d; raise it to see them all",
+            task.version,
+            settings.max_steps,
+            settings.epochs,
+            len(train),
+            len(batches),
+        )
     return batches[: settings.max_steps]
 
 
