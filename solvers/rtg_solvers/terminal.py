@@ -18,6 +18,7 @@ from rich.measure import Measurement
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from rtg_env.text import one_line
 from rtg_solvers.evaluation.tables import TextTable
@@ -97,29 +98,78 @@ class RichProgress:
 class Fitting:
     """A table where the terminal is wide enough for it; else its rows one below the other, so that nothing is cut.
 
+    Columns are given their widths here: rich's own layout shortens words, too, to make a table fit.
+
     Args:
         table: Its first column says what each row is of.
     """
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self._title, self._note = table.title, table.caption
+        table.title = table.caption = None  # they may be wider than the table
         table.columns[0].no_wrap = True
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Measure, then draw."""
         table = self._table
-        if Measurement.get(console, options.update(max_width=_UNBOUNDED), table).minimum <= options.max_width:
+        widths = self._widths(console, options)
+        yield f"[italic]{self._title}[/]"
+        if widths:
+            for column, width in zip(table.columns, widths, strict=True):
+                column.width = width
             yield table
-            return
-        _, *names = (str(column.header) for column in table.columns)
-        yield f"[italic]{table.title}[/]"
-        for first, *cells in zip(*(column.cells for column in table.columns), strict=True):
+        else:
+            yield from self._rows()
+        if self._note:
+            yield f"[dim italic]{self._note}[/]"
+        yield ""
+
+    def _rows(self) -> RenderResult:
+        columns = self._table.columns
+        _, *names = (str(column.header) for column in columns)
+        for first, *cells in zip(*(column.cells for column in columns), strict=True):
             yield f"  [bold]{first}[/]"
             told = [f"{name} {cell}" for name, cell in zip(names, cells, strict=True) if cell]
             yield Padding(Columns(told, padding=(0, 3)), (0, 0, 0, 4))
-        if table.caption:
-            yield f"[dim italic]{table.caption}[/]"
-        yield ""
+
+    def _widths(self, console: Console, options: ConsoleOptions) -> list[int]:
+        """Of each column, so that no word is cut; empty if that does not fit. Cells get their whole width before headers do."""
+        columns = self._table.columns
+        wanted = [
+            (
+                max(
+                    _longest_word(column.header),
+                    *(_whole(cell) if column.no_wrap else _longest_word(cell) for cell in cells),
+                ),
+                max(map(_whole, cells)),
+                _whole(column.header),
+            )
+            for column in columns
+            for cells in [[str(cell) for cell in column.cells] or [""]]
+        ]
+        natural = Measurement.get(console, options.update(max_width=_UNBOUNDED), self._table).maximum
+        between = natural - sum(max(cells, header) for _, cells, header in wanted)
+        widths = [least for least, _, _ in wanted]
+        left = options.max_width - between - sum(widths)
+        if left < 0:
+            return []
+        for goal in (1, 2):
+            for place, want in enumerate(wanted):
+                more = max(0, min(left, want[goal] - widths[place]))
+                widths[place] += more
+                left -= more
+        return widths
+
+
+def _whole(cell: object) -> int:
+    """Columns that a cell takes on one line."""
+    return Text.from_markup(str(cell)).cell_len
+
+
+def _longest_word(cell: object) -> int:
+    """Columns of its longest word."""
+    return max((word.cell_len for word in Text.from_markup(str(cell)).split(" ")), default=0)
 
 
 def result_tables(result: Result, stages: Sequence[Stage] = ()) -> list[Fitting]:
@@ -190,7 +240,7 @@ def _add_both(gaps: Table, result: Result) -> None:
         gaps.add_row(name, str(gap.red_gain), str(gap.blue_gain))
         gaps.add_row("  both sides, sum", f"{gap.total:.3f}", f"[{low:.2f},{high:.2f}]")
     if len(result.oracle_gaps) > 1:
-        curve = "  ".join(f"{gap.total:.3f}" for gap in result.oracle_gaps)
+        curve = " ".join(f"{gap.total:.3f}" for gap in result.oracle_gaps)
         gaps.add_row("  oracle_gap by iteration", curve, "")
 
 
@@ -206,7 +256,7 @@ def text_table(found: TextTable) -> Fitting:
 
 
 def _short(text: str) -> str:
-    return escape(one_line(text, max_chars=18))
+    return escape(one_line(text.split("+", maxsplit=1)[0], max_chars=18))
 
 
 def _name(result: Result, version: str) -> str:

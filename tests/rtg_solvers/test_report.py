@@ -305,6 +305,28 @@ def test_a_table_is_readable_in_a_terminal_of_any_width(width: int) -> None:
     assert ("against blue_07 07 % [2,9]" in " ".join(lines)) == (width < 200)
 
 
+@pytest.mark.parametrize("width", range(40, 131, 6))
+def test_no_word_of_a_table_is_cut_at_any_width(width: int) -> None:
+    members = tuple(f"blue_0{k}@v1" for k in range(4))
+    found = replace(
+        result("best response 1"),
+        blue=members,
+        labels=dict.fromkeys(members, "base model"),
+        cells=tuple(row * 4 for row in result("").cells),
+        harm_cells=tuple(row * 4 for row in result("").harm_cells),
+        unhelpful_cells=tuple(row * 4 for row in result("").unhelpful_cells),
+        blue_mixture=(0.25,) * 4,
+        value_interval=(0.123456, 0.654321),
+    )
+    console = Console(width=width, file=io.StringIO(), record=True)
+    for table in result_tables(found):
+        console.print(table)
+    words = console.export_text().split()
+    assert "…" not in " ".join(words)
+    assert words.count("[0.12,0.65]") == 1
+    assert words.count("blue_03") == 1 or width < 80
+
+
 def test_training_curves_say_what_their_kl_is_of() -> None:
     steps = [{"version": "red_02@v1", "role": "red", "step": 0, "utility": 0.5, "kl": 0.1, "loss": 2.0}]
     lesson = {"version": "red_01@v1", "role": "red", "step": 0, "utility": None, "kl": None, "loss": 3.0}
