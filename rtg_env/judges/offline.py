@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rtg_env.errors import JudgeError
 from rtg_env.judges.features import (
@@ -243,8 +244,9 @@ class OfflineJudge:
         )
 
 
+@cache
 def load_weights() -> OfflineWeights:
-    """The weights in the package.
+    """The weights in the package; every judge of a process has the same ones, which nobody can write.
 
     Raises:
         JudgeError: If the files are missing or damaged.
@@ -253,11 +255,11 @@ def load_weights() -> OfflineWeights:
     try:
         record = json.loads(folder.joinpath("offline_a.json").read_text(encoding="utf-8"))
         return OfflineWeights(
-            hashed=_array(folder.joinpath("offline_a_hashed.npy")).astype(np.int8),
-            rarity=_array(folder.joinpath("offline_a_rarity.npy")).astype(np.uint8),
-            scale=np.array(record["scale"], dtype=np.float64),
-            dense=np.array(record["dense"], dtype=np.float64),
-            bias=np.array(record["bias"], dtype=np.float64),
+            hashed=_fixed(_array(folder.joinpath("offline_a_hashed.npy")), np.int8),
+            rarity=_fixed(_array(folder.joinpath("offline_a_rarity.npy")), np.uint8),
+            scale=_fixed(record["scale"], np.float64),
+            dense=_fixed(record["dense"], np.float64),
+            bias=_fixed(record["bias"], np.float64),
         )
     except (OSError, ValueError, KeyError) as error:
         raise JudgeError(
@@ -265,8 +267,9 @@ def load_weights() -> OfflineWeights:
         ) from None
 
 
+@cache
 def load_vectors() -> WordVectors:
-    """The word vectors in the package.
+    """The word vectors in the package, shared as the weights are.
 
     Raises:
         JudgeError: If the files are missing or damaged.
@@ -274,8 +277,10 @@ def load_vectors() -> WordVectors:
     folder = resources.files("rtg_env").joinpath("data", "judges")
     try:
         return WordVectors(
-            hashes=_array(folder.joinpath("word_hashes.npy")).astype(np.uint32),
-            vectors=_array(folder.joinpath("word_vectors.npy")).astype(np.float32) / np.float32(_VECTOR_STEP),
+            hashes=_fixed(_array(folder.joinpath("word_hashes.npy")), np.uint32),
+            vectors=_fixed(
+                _array(folder.joinpath("word_vectors.npy")).astype(np.float32) / np.float32(_VECTOR_STEP), np.float32
+            ),
         )
     except (OSError, ValueError) as error:
         raise JudgeError(f"expected the word vectors in the package, got {error!r}; reinstall rtg-env") from None
@@ -284,6 +289,13 @@ def load_vectors() -> WordVectors:
 def _array(path: Traversable) -> NDArray[np.generic]:
     with path.open("rb") as file:
         return np.asarray(np.load(file, allow_pickle=False))
+
+
+def _fixed(values: ArrayLike, kind: type[np.generic]) -> NDArray[Any]:
+    """An array of that type that cannot be written."""
+    found = np.array(values, dtype=kind)
+    found.flags.writeable = False
+    return found
 
 
 def sigmoid(logits: FloatArray) -> FloatArray:

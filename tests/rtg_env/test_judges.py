@@ -16,7 +16,7 @@ from rtg_env.goals import Goal, builtin
 from rtg_env.judges import EmbeddingJudge, Judge, KeywordJudge, OfflineJudge, judge_safely
 from rtg_env.judges.embedding import ENCODER_SIZE
 from rtg_env.judges.features import NUM_BUCKETS, char_ngrams, clean, stem, strip_framing, word_ngrams, words
-from rtg_env.judges.offline import BLOCKS, HEADS, OfflineWeights
+from rtg_env.judges.offline import BLOCKS, HEADS, OfflineWeights, load_vectors, load_weights
 from rtg_env.judges.relevance import longest_shared_run
 from rtg_env.types import Case, Exchange
 
@@ -255,3 +255,11 @@ def test_longest_shared_run_by_hand():
     # "b c d" is the longest run in both.
     assert longest_shared_run(words("a b c d e"), words("x b c d y d e")) == 3
     assert longest_shared_run([], ["a"]) == 0
+
+
+def test_judges_of_a_process_share_weights_that_nobody_can_write() -> None:
+    assert load_vectors() is load_vectors()
+    weights = load_weights()
+    for values in (weights.hashed, weights.rarity, weights.scale, weights.dense, weights.bias, load_vectors().vectors):
+        with pytest.raises(ValueError, match="read-only"):
+            values[...] = 0
