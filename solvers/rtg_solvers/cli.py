@@ -74,7 +74,7 @@ def _common(
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True))],
+        handlers=[RichHandler(console=Console(stderr=True), show_path=verbose, show_time=verbose)],
     )
 
 

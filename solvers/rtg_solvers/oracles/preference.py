@@ -191,8 +191,14 @@ def prefer(
     # General pairs are easy, and the player may have seen them in an earlier iteration: its own say whether it learned.
     told = found.get("own") or found.get("all")
     if told and not told.reward_after.low > 0.5:
+        share = told.reward_after
         _LOG.warning(
-            "%s: %s of its held-out pairs are ranked right, no more than chance", task.version, told.reward_after
+            "%s: of its %d held-out pairs %.2f [%.2f,%.2f] gained on their rejected side; more than chance is not shown",
+            task.version,
+            share.count,
+            share.mean,
+            share.low,
+            share.high,
         )
     return PreferenceReport(
         version=task.version,
