@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rtg_agents.hf import Evaluated, TorchBackend
     from rtg_solvers.token_pairs import TokenPair
 
-_SCORED_TOGETHER: Final = 128
+SCORED_TOGETHER: Final = 128
 """Pairs in one call: their hidden states are kept until it ends."""
 
 
@@ -66,8 +66,8 @@ def preference_step(
 def pair_logps(backend: TorchBackend, pairs: Sequence[TokenPair], version: str) -> np.ndarray:
     """[N, 2] log-probabilities of the sentences under a policy, without gradient."""
     found = np.zeros((len(pairs), 2))
-    for begin in range(0, len(pairs), _SCORED_TOGETHER):
-        part = pairs[begin : begin + _SCORED_TOGETHER]
+    for begin in range(0, len(pairs), SCORED_TOGETHER):
+        part = pairs[begin : begin + SCORED_TOGETHER]
         rows = backend.score([side for pair in part for side in pair.of(version)])
         found[begin : begin + len(part)] = np.array([sum(row) for row in rows]).reshape(-1, 2)
     return found

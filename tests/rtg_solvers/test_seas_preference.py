@@ -231,6 +231,27 @@ def test_a_loss_that_is_not_log_two_is_refused_before_anything_is_kept(tmp_path:
     assert not (tmp_path / "work/blue_01/checkpoint").exists()
 
 
+class Rounding(TorchBackend):
+    """Packs of another size give another log-probability, by a quarter of a nat a sentence, as bfloat16 does."""
+
+    def score(self, sequences):
+        noise = np.random.default_rng(len(sequences)).normal(0.0, 0.25, size=len(sequences))
+        rows = super().score(sequences)
+        return [(row[0] + error, *row[1:]) for row, error in zip(rows, noise, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_base_that_rounds_begins_at_log_two_all_the_same(seed: int, tmp_path: Path) -> None:
+    model = tiny_model().to(torch.bfloat16)
+    backend = Rounding(model, tiny_tokenizer(), model_id="tiny", lora=LoraSettings(rank=4, alpha=8.0))
+    backend.create("blue_00@v2", seed=0)
+    shake(backend, "blue_00@v2", seed=seed)
+    report, asked = learn(tmp_path, backend, word_pairs(backend), PreferenceSettings(epochs=1), reference="blue_00@v2")
+    assert report.start.loss == pytest.approx(math.log(2), abs=1e-12)
+    assert report.start.reference_gap == 0.0
+    assert steps_of(asked)[0]["loss"] == pytest.approx(math.log(2), abs=0.05)
+
+
 def test_rows_of_the_reference_in_another_order_are_refused(backend, tmp_path: Path, monkeypatch) -> None:
     from rtg_solvers import preference_updates
 

@@ -31,7 +31,7 @@ from rtg_solvers.loop import DialogueContext, Task, workdir_of
 from rtg_solvers.optimizer import OptimizerSettings
 from rtg_solvers.oracles.supervised import begin, note_step
 from rtg_solvers.pair_accuracy import PairAccuracy, heldout_places, pair_accuracies
-from rtg_solvers.preference_checks import StartCheck, check_log_two, check_start
+from rtg_solvers.preference_checks import StartCheck, check_first_step, check_start
 from rtg_solvers.seeding import rng_for
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _SAVE_EVERY: Final = 16
 """Steps between checkpoints."""
-
-_CHECKED: Final = 16
-"""Most pairs of the first step that player, reference and base are compared on; its loss is checked on all."""
 
 PreferenceLoss = Literal["dpo", "sft"]
 """`dpo`, or maximum likelihood on the chosen side alone."""
@@ -231,7 +228,7 @@ def _train(
     if trainer.resume(checkpoint):
         _LOG.info("%s goes on after step %d", task.version, trainer.steps_done)
         task.context.meter.add(trainer.steps_done * settings.batch)
-    start = _start(task, backend, lesson, batches[0], settings, reference, trainer.steps_done)
+    start = _start(task, backend, lesson, settings, reference, trainer.steps_done)
     while trainer.steps_done < len(batches):
         _step(task, backend, trainer, lesson, batches[trainer.steps_done], settings)
         if trainer.steps_done % _SAVE_EVERY == 0 or trainer.steps_done == len(batches):
@@ -279,7 +276,7 @@ def _step(
         return
     done = preference_step(trainer, task.version, chosen, lesson.reference_N2[places], beta=settings.beta)
     if step == 0:
-        check_log_two(task.version, done.figures.loss, backend)
+        check_first_step(task.version, done.figures.loss, backend, beta=settings.beta)
     note_step(task, step, done.figures, asdict(done.ranking))
 
 
@@ -290,7 +287,6 @@ def _start(
     task: Task[DialogueContext],
     backend: TorchBackend,
     lesson: _Lesson,
-    first: np.ndarray,
     settings: PreferenceSettings,
     reference: str,
     steps_done: int,
@@ -299,9 +295,7 @@ def _start(
     store, name = task.context.store, f"preference-start/{task.version}"
     if steps_done and store.has_block(name):
         return StartCheck(**cast("dict[str, Any]", store.block_data(name)))
-    places = first[:_CHECKED]
-    chosen = [lesson.pairs[int(place)] for place in places]
-    found = check_start(backend, task.version, reference, chosen, lesson.reference_N2[places], beta=settings.beta)
+    found = check_start(backend, task.version, reference, lesson.pairs, lesson.reference_N2, beta=settings.beta)
     if not store.has_block(name):
         store.put_block(name, [], asdict(found))
     return found
