@@ -75,11 +75,6 @@ class SeededConfig(RunConfig):
         if game.red_tokens or game.blue_tokens:
             raise ConfigError("expected no limit on a side's tokens (game.red_tokens, game.blue_tokens 0)")
 
-    @property
-    def sources(self) -> Sources:
-        """The texts that both sides learn from."""
-        raise NotImplementedError
-
     def heldout_requests(self) -> tuple[Goal, ...]:
         """The ordinary requests that `rtg evaluate` asks every target: of `goals`, which names nothing else here.
 
